@@ -1,0 +1,97 @@
+# make                 builds everything that this machine can build; build/pretrain_gpt is the program
+# make test            unit and kernel tests (scripts/test.sh runs all tests); make help lists targets and settings
+# Settings, on the command line or in config.mk (see config.mk.example):
+#   CUDA=auto|0|1 NCCL=auto|0|1 MPI=auto|0|1 PCRE2=auto|0|1 YAML=auto|0|1  DEBUG=0|1 SAN=|address,undefined|thread
+#   WERROR=0|1 V=0|1 CC=gcc|clang BUILD=build
+-include config.mk
+CUDA   ?= 0
+NCCL   ?= 0
+MPI    ?= 0
+PCRE2  ?= auto
+YAML   ?= auto
+DEBUG  ?= 0
+SAN    ?=
+WERROR ?= 0
+V      ?= 0
+BUILD  ?= build
+
+# ---- what this machine has (no need to change below) ----
+has = $(shell echo '\#include <$(1)>' | $(CC) -E -x c $(2) - >/dev/null 2>&1 && echo 1 || echo 0)
+find = $(if $(filter auto,$($(1))),$(call has,$(2),$(3)),$($(1)))
+override PCRE2 := $(call find,PCRE2,pcre2.h,-DPCRE2_CODE_UNIT_WIDTH=8)
+override YAML  := $(call find,YAML,yaml.h)
+$(foreach bad,$(filter-out 0 1,$(PCRE2) $(YAML)),$(error a setting is '$(bad)': use auto, 0 or 1))
+
+# one build tree per setting, so that settings never mix
+CCNAME := $(notdir $(firstword $(CC)))
+comma := ,
+B := $(BUILD)/$(if $(filter 1,$(DEBUG)),debug,release)$(if $(SAN),-$(subst $(comma),-,$(SAN)))-$(CCNAME)$(if $(filter 0,$(PCRE2)),-nopcre2)$(if $(filter 0,$(YAML)),-noyaml)
+
+WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla $(if $(filter 1,$(WERROR)),-Werror)
+OPT      := $(if $(filter 1,$(DEBUG)),-O1,-O3) -g -fno-omit-frame-pointer
+CPPFLAGS += -I. -MMD -MP $(if $(filter 1,$(PCRE2)),-DWITH_PCRE2 -DPCRE2_CODE_UNIT_WIDTH=8) $(if $(filter 1,$(YAML)),-DWITH_YAML)
+CFLAGS   += -std=c11 -D_GNU_SOURCE $(OPT) -fno-math-errno -fno-trapping-math -fopenmp-simd -pthread $(WARN) \
+            $(if $(filter 1,$(DEBUG)),-DPOISON) $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all)
+LDFLAGS  += -pthread $(if $(SAN),-fsanitize=$(SAN))
+LDLIBS   += $(if $(filter 1,$(PCRE2)),-lpcre2-8) $(if $(filter 1,$(YAML)),-lyaml) -lm
+
+# kernels/cpu/*.c is compiled once for each instruction set; CPU_ISA names the set inside the source
+ARCH := $(shell $(CC) -dumpmachine)
+ISAS := generic $(if $(filter x86_64%,$(ARCH)),avx2 avx512 amx)
+ISA_generic :=
+ISA_avx2    := -mavx2 -mfma -mf16c -mbmi -mbmi2
+ISA_avx512  := $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
+ISA_amx     := $(ISA_avx512) -mavx512bf16 -mamx-tile -mamx-bf16
+
+SRC  := $(sort $(shell find core kernels parallel recompute -name '*.c' -not -path 'kernels/cpu/*' -not -path 'kernels/cuda/*'))
+CPU  := $(sort $(wildcard kernels/cpu/*.c))
+LIB  := $(SRC:%.c=$B/%.o) $(foreach isa,$(ISAS),$(CPU:%.c=$B/%.$(isa).o))
+BIN  := $(patsubst cmd/%.c,$B/%,$(sort $(wildcard cmd/*.c)))
+TEST := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/unit/*.c tests/kernels/*.c tests/invariants/*.c)))
+FUZZ := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/fuzz/*.c)))
+
+Q := $(if $(filter 1,$(V)),,@)
+say = $(if $(Q),@printf '  %-5s %s\n' $(1) $(2))
+
+all: $(BIN)
+	$(Q)for b in $(notdir $(BIN)); do ln -sfn $(patsubst $(BUILD)/%,%,$B)/$$b $(BUILD)/$$b; done
+tests: $(TEST)
+test: all $(TEST)
+	$(Q)scripts/run_tests.sh $B $(TEST)
+fuzzers: $(FUZZ)
+format: ; $(Q)git ls-files '*.c' '*.h' '*.cu' | xargs clang-format -i
+clean: ; rm -rf $(BUILD)
+help:
+	@sed -n '1,6s/^# //p' Makefile
+	@echo "targets: all tests test fuzzers format clean help"
+	@echo "this build: $B; PCRE2=$(PCRE2) YAML=$(YAML) CUDA=$(CUDA) NCCL=$(NCCL) MPI=$(MPI); cpu kernels for: $(ISAS)"
+
+$B/libpretrain.a: $(LIB)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+$(BIN): $B/%: $B/cmd/%.o $B/libpretrain.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(TEST): $B/tests/%: $B/tests/%.o $B/libpretrain.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(FUZZ): $B/tests/%: $B/tests/%.o $B/libpretrain.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
+$B/tests/fuzz/%.o: CFLAGS += -fsanitize=fuzzer-no-link
+define isa_rule
+$B/%.$(1).o: %.c
+	@mkdir -p $$(@D)
+	$$(call say,CC,"$$< $(1)")
+	$$(Q)$$(CC) $$(CPPFLAGS) $$(CFLAGS) $$(ISA_$(1)) -DCPU_ISA=$(1) -DCPU_ISA_$(1)=1 -c -o $$@ $$<
+endef
+$(foreach isa,$(ISAS),$(eval $(call isa_rule,$(isa))))
+$B/%.o: %.c
+	@mkdir -p $(@D)
+	$(call say,CC,$<)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+$B/core/base/version.o: CPPFLAGS += -DBUILD_SETTINGS='"$(CCNAME) pcre2=$(PCRE2) yaml=$(YAML) cuda=$(CUDA) nccl=$(NCCL) mpi=$(MPI) cpu=[$(ISAS)]$(if $(SAN), san=$(SAN))"'
+-include $(shell find $B -name '*.d' 2>/dev/null)
+.PHONY: all tests test fuzzers format clean help
+.SECONDARY:
+.DELETE_ON_ERROR:

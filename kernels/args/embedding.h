@@ -1,0 +1,27 @@
+#pragma once
+/* Token embedding plus optional learned positions.
+ *
+ *   y[i, j, :] = weight[tokens[j, i], :] (+ position_weight[positions[j, i], :])     i < s, j < b
+ * tokens and positions are [b, s] int32 (as the loader delivers them); y is [s, b, h]. Token ids and
+ * positions were range-checked on the host. Backward adds rows of dy into the fp32 gradients in a fixed
+ * order: for each table row, by rising (i, j). It always accumulates: the caller zeroes or has already
+ * written the gradient. */
+#include "core/tensor/dtype.h"
+
+struct embedding_forward_args {
+    void *y;                     /* [s, b, h] dtype */
+    const void *weight;          /* [vocab, h] dtype */
+    const void *position_weight; /* [max positions, h] dtype; NULL: none */
+    const int32_t *tokens, *positions;
+    int64_t s, b, h, vocab, max_positions;
+    enum dtype dtype;
+};
+
+struct embedding_backward_args {
+    float *dweight;          /* [vocab, h]; NULL: skip */
+    float *dposition_weight; /* [max positions, h]; NULL: none */
+    const void *dy;          /* [s, b, h] dtype */
+    const int32_t *tokens, *positions;
+    int64_t s, b, h, vocab, max_positions;
+    enum dtype dtype;
+};
