@@ -19,11 +19,11 @@ const char *kernel_name(enum kernel_id id) {
 #define KERNEL(name)                                                                                         \
     void name##_call(const struct stream *stream, const struct name##_args *args) {                          \
         const char *wrong = name##_check(args);                                                              \
-        CHECK(!wrong, "kernel " #name " (%s): %s", stream->kernels->name, wrong);                            \
+        CHECK(!wrong, "kernel " #name " (%s): %s", stream->kernels->backend, wrong);                         \
         if (stream->kernels->name##_workspace && !stream->meter) {                                           \
             size_t need = stream->kernels->name##_workspace(stream, args);                                   \
             CHECK(need <= stream->workspace_bytes,                                                           \
-                  "kernel " #name " (%s) needs %zu bytes of workspace, has %zu", stream->kernels->name,      \
+                  "kernel " #name " (%s) needs %zu bytes of workspace, has %zu", stream->kernels->backend,   \
                   need, stream->workspace_bytes);                                                            \
         }                                                                                                    \
         stream->kernels->name(stream, args);                                                                 \
@@ -42,7 +42,7 @@ static size_t packs_nothing(enum dtype dtype, int64_t k, int64_t n) {
 }
 
 static const struct kernels reference_table = {
-    .name = "reference",
+    .backend = "reference",
 #define KERNEL(name) .name = reference_##name,
 #include "kernels/kernels.def"
 #undef KERNEL
@@ -111,7 +111,7 @@ static const struct kernels *cpu_table(size_t index) {
         isa->state = isa->usable() ? 1 : -1;
         isa->table = reference_table;
         for (size_t i = 0; i <= index; i++) cpu_isas[i].fill(&isa->table);
-        isa->table.name = isa->name;
+        isa->table.backend = isa->name;
     }
     return isa->state > 0 ? &isa->table : NULL;
 }
@@ -153,7 +153,7 @@ static void meter_add(const struct stream *stream, enum kernel_id id, struct ker
 
 struct kernels kernels_meta(const struct kernels *like) {
     struct kernels table = *like;
-    table.name = "meta";
+    table.backend = "meta";
 #define KERNEL(name) table.name = meta_##name;
 #include "kernels/kernels.def"
 #undef KERNEL

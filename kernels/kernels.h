@@ -43,7 +43,7 @@ struct kernel_cost {
 struct stream;
 
 struct kernels {
-    const char *name; /* "reference", "cpu avx512", ... */
+    const char *backend; /* "reference", "cpu avx512", ... */
 #define KERNEL(name)                                                                                         \
     void (*name)(const struct stream *stream, const struct name##_args *args);                               \
     size_t (*name##_workspace)(const struct stream *stream, const struct name##_args *args); /* NULL: none   \
@@ -71,8 +71,8 @@ struct stream {
     struct kernel_meter *meter; /* NULL except on meta */
 };
 
-/* From kernels/args/*.c, for every kernel: NULL when the args are well formed, otherwise what is wrong; and
- * its cost. */
+/* From the .c files of kernels/args, for every kernel: NULL when the args are well formed, otherwise what is
+ * wrong; and its cost. */
 #define KERNEL(name)                                                                                         \
     const char *name##_check(const struct name##_args *args);                                                \
     struct kernel_cost name##_cost(const struct name##_args *args);
