@@ -1,0 +1,49 @@
+#pragma once
+/* Recompute: from a recorded program and a set of selected modules to homes, a forward list and a backward
+ * list.
+ *
+ * Recompute only moves a tensor's home from KEEP to WORK and inserts the re-runs that bring it back:
+ *  - a NORMAL module drops every tensor that is read only inside it; an OUTPUT module drops its results as
+ * well;
+ *  - backward asks for what it needs: while its list is written, an op whose input is not at home has the
+ * producer re-run first, recursively; what no backward reads is never re-run;
+ *  - an output whose producer is re-run anyway for the sake of another output is not kept either (fused
+ * attention: the log-sum-exp is dropped, so the attention output comes back with it and need not be stored).
+ * Ops know nothing of this, and the arithmetic is the same, so results are equal bit for bit. */
+#include "core/tensor/program.h"
+
+enum recompute_module {
+#define MODULE(name, mode, help) MODULE_##name,
+#include "recompute/modules.def"
+#undef MODULE
+    MODULE_COUNT
+};
+
+struct recompute_module_info {
+    const char *name, *help;
+    bool discards_output;
+};
+const struct recompute_module_info *recompute_module_info(int module);
+/* Index of the module, or -1. `layer` is not a name that users may give. */
+int recompute_module_find(const char *name);
+
+/* Which modules a segment recomputes: a bit per module. */
+typedef uint32_t recompute_set;
+#define RECOMPUTE_BIT(module) (1u << (module))
+
+/* A program with its lists. `frame_bytes` counts the KEEP tensors, each aligned. */
+struct compiled {
+    struct program program;
+    recompute_set selected;
+    struct code forward, backward;
+    size_t frame_bytes;
+};
+
+/* Chooses homes and writes both lists. Takes over `program` (it is zeroed); the result is owned by the
+ * caller. */
+void recompute_compile(struct program *program, recompute_set selected, struct compiled *out);
+void recompute_free(struct compiled *c);
+
+/* Sets reads[t] for every tensor t that backward of some op reads; reads has num_tensors entries, false
+ * before. */
+void recompute_backward_reads(const struct program *p, bool *reads);
