@@ -14,7 +14,7 @@ void program_init(struct program *p) {
 
 void program_free(struct program *p) {
     for (int i = 0; i < p->num_ops; i++) mem_free(p->ops[i].attributes);
-    for (int i = 0; i < p->num_params; i++) mem_free(p->params[i].name);
+    for (int i = 0; i < p->num_params; i++) mem_free((void *)(uintptr_t)p->params[i].name);
     mem_free(p->tensors);
     mem_free(p->ops);
     mem_free(p->params);

@@ -42,7 +42,7 @@ enum param_form {
 };
 
 struct param_info {
-    char *name; /* Megatron-LM's full name; "%d" stands for the global layer index when per_layer */
+    const char *name; /* Megatron-LM's full name; "%d" stands for the global layer index when per_layer */
     bool per_layer;
     int layer; /* layer of the segment that it belongs to, from 0 */
     int num_dims;

@@ -1,0 +1,55 @@
+/* The architecture on one screen. Legend in ops.h. */
+#include "core/model/ops.h"
+
+static int input_of(struct program *p, const struct model *m) {
+    return p->input =
+               program_tensor(p, "hidden", m->dtype, 3, (int64_t[]){m->seq, m->micro_batch, m->hidden});
+}
+
+static int build_norm(struct program *p, const struct model *m, int x, const char *name, const char *prefix) {
+    int outer = program_begin(p, MODULE_layernorm);
+    int y = op_add_norm(p, m, x, name, prefix, true);
+    program_end(p, outer);
+    return y;
+}
+
+static int build_layer(struct program *p, const struct model *m, int x) {
+    int n1 = build_norm(p, m, x, "input_layernorm", "decoder.layers.%d.input_layernorm");
+    int x1 = op_add_residual(p, m, x, build_attention(p, m, n1), "residual_attention");
+    int n2 = build_norm(p, m, x1, "pre_mlp_layernorm", "decoder.layers.%d.pre_mlp_layernorm");
+    return op_add_residual(p, m, x1, build_mlp(p, m, n2), "residual_mlp");
+}
+
+void build_layers(struct program *p, const struct model *m, int count) {
+    int x = input_of(p, m);
+    int outer = program_begin(p, MODULE_layer);
+    for (int i = 0; i < count; i++) {
+        x = build_layer(p, m, x);
+        program_next_layer(p);
+    }
+    program_end(p, outer);
+    p->output = x;
+}
+
+void build_embedding(struct program *p, const struct model *m) {
+    int x = op_add_embedding(p, m);
+    if (m->hidden_dropout > 0) x = op_add_dropout(p, m, x, "embedding_dropout");
+    p->output = x;
+}
+
+void build_head(struct program *p, const struct model *m) {
+    const char *weight = m->tied ? "embedding.word_embeddings.weight" : "output_layer.weight";
+    int x = op_add_norm(p, m, input_of(p, m), "final_layernorm", "decoder.final_layernorm", false);
+    if (m->fused_loss) {
+        op_add_linear_cross_entropy(p, m, x, weight);
+        return;
+    }
+    const char *prefix = m->tied ? "embedding.word_embeddings" : "output_layer";
+    op_add_cross_entropy(p, m,
+                         op_add_linear(p, m, x, "output_layer", prefix, false, m->vocab, m->init_std, false));
+}
+
+bool model_has_module(const struct model *m, int module, const char **why_p) {
+    (void)m, (void)module, (void)why_p;
+    return true; /* every module of recompute/modules.def is in the dense model */
+}

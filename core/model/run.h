@@ -1,0 +1,66 @@
+#pragma once
+/* What an op sees while it runs: where its tensors, gradients and parameters are. Built by the executor
+ * (core/train/ executor) for one list of one segment; ops only read it. Nothing here allocates. */
+#include "core/base/rng.h"
+#include "core/tensor/program.h"
+#include "kernels/kernels.h"
+
+/* One parameter of the model, in the forms that its ops read. */
+struct param_view {
+    const void *plain;                            /* row-major in the compute dtype */
+    const void *packed_forward, *packed_backward; /* NULL when the kernels multiply by the plain matrix */
+    float *grad;                                  /* fp32 main gradient */
+    bool *grad_written;                           /* false until the first write of this step */
+};
+
+/* One micro-batch, b sequences of s tokens. */
+struct batch_view {
+    const int32_t *tokens, *positions; /* [b, s] */
+    const int32_t *labels;             /* [s, b]: the row order of hidden tensors */
+    const float *loss_mask;            /* [s, b] */
+};
+
+struct run {
+    const struct program *program;
+    const struct code *code;
+    const struct instr *at; /* the instruction being executed */
+    const struct stream *stream;
+    char *input, *output;                   /* the segment's given tensors */
+    char *frame, *work;                     /* where KEEP and WORK offsets start */
+    char *boundary_grad;                    /* gradient of the segment's output, then of its input */
+    const struct param_view *const *params; /* by the program's parameter index */
+    struct batch_view batch;
+    const float *rotary_cos, *rotary_sin; /* [s, rotary_dim / 2]; NULL without rotary embedding */
+    struct rng_key rng;                   /* seed, iteration and micro-batch; ops add layer and op */
+    int first_layer;                      /* global index of the segment's first layer */
+    bool training;                        /* false in evaluation: no dropout, no gradients */
+    float loss_grad_scale;                /* d total / d (masked loss sum of this micro-batch) */
+    double *loss_sum; /* += masked sum of token losses; written in the first forward only */
+};
+
+void *run_tensor(const struct run *r, int tensor);
+void *run_grad(const struct run *r, int tensor);
+
+static inline bool run_is_meta(const struct run *r) {
+    return r->stream->meter != NULL;
+}
+/* Side effects (loss sums, statistics, gradients made in forward) belong to the first forward only. */
+static inline bool run_is_first_forward(const struct run *r) {
+    return r->at->kind == INSTR_FORWARD;
+}
+static inline bool run_accumulates(const struct run *r, int k) {
+    return r->at->accumulate >> k & 1;
+}
+static inline const struct tensor_info *run_info(const struct run *r, int tensor) {
+    return &r->program->tensors[tensor];
+}
+static inline const struct param_view *run_param(const struct run *r, const struct op *o, int k) {
+    return r->params[o->param[k]];
+}
+/* Whether a gradient write must add; the first write of the step stores. Marks the parameter as written. */
+bool run_param_accumulates(const struct param_view *param);
+/* The random numbers of this op in this layer and micro-batch. */
+struct rng_key run_rng(const struct run *r, const struct op *o);
+
+/* Runs one list. For meta streams this adds up costs and touches no memory. */
+void run_code(struct run *r, const struct code *code);
