@@ -38,8 +38,8 @@ struct run {
     double *loss_sum; /* += masked sum of token losses; written in the first forward only */
 };
 
-void *run_tensor(const struct run *r, int tensor);
-void *run_grad(const struct run *r, int tensor);
+void *run_tensor(struct run *r, int tensor);
+void *run_grad(struct run *r, int tensor);
 
 static inline bool run_is_meta(const struct run *r) {
     return r->stream->meter != NULL;
@@ -62,5 +62,7 @@ bool run_param_accumulates(const struct param_view *param);
 /* The random numbers of this op in this layer and micro-batch. */
 struct rng_key run_rng(const struct run *r, const struct op *o);
 
-/* Runs one list. For meta streams this adds up costs and touches no memory. */
-void run_code(struct run *r, const struct code *code);
+/* Runs instruction i of run->code. */
+void run_instr(struct run *r, int i);
+/* After the last instruction of a backward list: the gradient of the input must be in the boundary buffer. */
+void run_finish(struct run *r);
