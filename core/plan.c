@@ -150,7 +150,7 @@ static void *meta_address(void) {
 }
 
 static void measure_list(const struct plan *plan, const struct plan_segment *s, const struct code *code,
-                         struct kernel_cost by_kind[3], size_t *workspace_p) {
+                         struct kernel_cost by_kind[3], double *op_flops, size_t *workspace_p) {
     const struct compiled *c = &plan->compiled[s->compiled];
     struct kernels table = kernels_meta(plan->request.kernels);
     struct kernel_meter meter = {0};
@@ -180,6 +180,7 @@ static void measure_list(const struct plan *plan, const struct plan_segment *s, 
         struct kernel_cost *sum = &by_kind[code->at[i].kind];
         run_instr(&run, i);
         sum->flops += meter.total.flops - before.flops;
+        if (code->at[i].kind == INSTR_FORWARD) op_flops[code->at[i].op] = meter.total.flops - before.flops;
         sum->gemm_flops += meter.total.gemm_flops - before.gemm_flops;
         sum->bytes += meter.total.bytes - before.bytes;
     }
@@ -220,10 +221,14 @@ static void measure_costs(struct plan *plan) {
         if (s->compiled != next) continue; /* measured with an earlier, equal segment */
         struct compiled_cost *cost = &plan->costs[next];
         struct kernel_cost by_kind[3] = {0};
-        measure_list(plan, s, &plan->compiled[next].forward, by_kind, &plan->workspace_bytes);
+        const struct compiled *c = &plan->compiled[next];
+        cost->op_flops = mem_new_array(double, (size_t)c->program.num_ops, "op costs");
+        measure_list(plan, s, &c->forward, by_kind, cost->op_flops, &plan->workspace_bytes);
         if (!plan->request.forward_only)
-            measure_list(plan, s, &plan->compiled[next].backward, by_kind, &plan->workspace_bytes);
-        *cost = (struct compiled_cost){by_kind[INSTR_FORWARD], by_kind[INSTR_RERUN], by_kind[INSTR_BACKWARD]};
+            measure_list(plan, s, &c->backward, by_kind, cost->op_flops, &plan->workspace_bytes);
+        cost->forward = by_kind[INSTR_FORWARD];
+        cost->rerun = by_kind[INSTR_RERUN];
+        cost->backward = by_kind[INSTR_BACKWARD];
         next++;
     }
     for (int i = 0; i < plan->num_segments; i++) {
@@ -352,7 +357,10 @@ void plan_build(const struct plan_request *request, struct plan *out) {
 void plan_free(struct plan *plan) {
     for (int i = 0; i < plan->num_segments; i++) mem_free(plan->segments[i].params);
     for (int i = 0; i < plan->num_params; i++) mem_free(plan->params[i].name);
-    for (int i = 0; i < plan->num_compiled; i++) recompute_free(&plan->compiled[i]);
+    for (int i = 0; i < plan->num_compiled; i++) {
+        recompute_free(&plan->compiled[i]);
+        mem_free(plan->costs[i].op_flops);
+    }
     mem_free(plan->segments);
     mem_free(plan->params);
     mem_free(plan->compiled);

@@ -9,6 +9,7 @@
  * the segment's input and its KEEP tensors; then, above everything that is alive at that moment, the work
  * area of the list being run. So the frames form a stack that backward takes down, and logits are gone before
  * the first layer is recomputed. */
+#include "core/base/str.h"
 #include "core/model/model.h"
 #include "kernels/kernels.h"
 #include "parallel/schedule.h"
@@ -66,6 +67,7 @@ struct plan_segment {
 
 struct compiled_cost { /* of one run of the lists, in matrix-product FLOPs and all FLOPs and bytes */
     struct kernel_cost forward, rerun, backward;
+    double *op_flops; /* per op: FLOPs of its forward */
 };
 
 struct plan {

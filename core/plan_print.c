@@ -175,14 +175,8 @@ static struct op_trace trace_layer_op(const struct plan *plan, int layer, int op
     return (struct op_trace){0};
 }
 
-static void trace_line(const char *name, const char *verdict, size_t bytes, FILE *out) {
-    char size[32];
-    fprintf(out, "  %-24s %-10s keeps %12s\n", name, verdict,
-            str_format_bytes(size, sizeof(size), (double)bytes));
-}
-
-static const char *verdict_of(struct op_trace t, bool is_layer) {
-    return t.reruns ? "RECOMPUTE" : t.kept_bytes || !is_layer ? "SAVE" : "FREE";
+static void trace_line(const char *name, const char *verdict, size_t bytes, double flops, FILE *out) {
+    fprintf(out, "  %-24s %-10s %14zu bytes kept %12.4g FLOPs\n", name, verdict, bytes, flops);
 }
 
 void plan_print_trace(const struct plan *plan, FILE *out) {
@@ -194,11 +188,13 @@ void plan_print_trace(const struct plan *plan, FILE *out) {
                 s->kind == SEGMENT_EMBEDDING ? "the embedding"
                 : s->kind == SEGMENT_HEAD    ? "the head"
                                              : "a layer");
+        const double *flops = plan->costs[s->compiled].op_flops;
         int ops = s->kind == SEGMENT_LAYERS ? c->program.num_ops / s->num_layers : c->program.num_ops;
         for (int op = 0; op < ops; op++) {
             if (s->kind != SEGMENT_LAYERS) {
                 struct op_trace t = trace_op(c, op);
-                trace_line(c->program.ops[op].name, verdict_of(t, false), t.kept_bytes, out);
+                trace_line(c->program.ops[op].name, t.reruns ? "RECOMPUTE" : "SAVE", t.kept_bytes, flops[op],
+                           out);
                 continue;
             }
             struct op_trace first = trace_layer_op(plan, 0, op);

@@ -35,6 +35,7 @@ struct run {
     int first_layer;                      /* global index of the segment's first layer */
     bool training;                        /* false in evaluation: no dropout, no gradients */
     float loss_grad_scale;                /* d total / d (masked loss sum of this micro-batch) */
+    char *high_water; /* end of the highest tensor that an op was handed: the measured peak */
     double *loss_sum; /* += masked sum of token losses; written in the first forward only */
 };
 
