@@ -201,8 +201,11 @@ void plan_print_trace(const struct plan *plan, FILE *out) {
             bool alternates = false;
             for (int layer = 1; layer < (int)plan->request.model.layers; layer++)
                 alternates |= trace_layer_op(plan, layer, op).reruns != first.reruns;
-            trace_line(c->program.ops[op].name, alternates ? "ALTERNATE" : verdict_of(first, true),
-                       first.kept_bytes, out);
+            trace_line(c->program.ops[op].name,
+                       alternates     ? "ALTERNATE"
+                       : first.reruns ? "RECOMPUTE"
+                                      : "SAVE",
+                       first.kept_bytes, flops[op], out);
         }
     }
 }
