@@ -1,0 +1,144 @@
+#pragma once
+/* Checkpoints: one format, whatever the layout that wrote it or will read it.
+ *
+ *     <dir>/latest_checkpointed_iteration.txt           "20", or "release" for imported weights
+ *     <dir>/iter_0000020/model-00001-of-00001.safetensors       fp32 master weights, global tensors
+ *                        optimizer-00001-of-00001.safetensors   exp_avg.NAME, exp_avg_sq.NAME, fp32
+ *                        resolved_config.json                   the text that the caller gave
+ *                        manifest.json                          state, model, sizes, 64-bit checksums
+ *
+ * Tensors are global: no file knows how many ranks there were. They carry Hugging Face's names and shapes
+ * where Hugging Face has the model (GPT-2, Llama, Qwen2, Qwen3; names.h), Megatron-LM's names elsewhere.
+ * fp32 master, exp_avg and exp_avg_sq are all that AdamW carries over an iteration, and random numbers are a
+ * function of the seed, so a resumed run is bit-equal to one that never stopped. A 16-bit working copy is the
+ * rounded master and is not stored.
+ *
+ * Saving never endangers what is there: everything goes to a hidden directory, is synced, the directory is
+ * renamed, the tracker file is replaced last. A full disk, a failed write or a kill at any point leaves the
+ * last good checkpoint in force. Loading takes the tracker's checkpoint; if that is damaged, the newest valid
+ * one, and says so in one line. Every byte read is covered by a checksum.
+ *
+ * Memory: the caller owns the tensors; save and load stage at most CHECKPOINT_STAGING_BYTES. Failures are
+ * returned (0, or -1 with a message). Not thread safe for one directory.
+ *
+ *     struct checkpoint_info info;
+ *     if (checkpoint_find(dir, -1, &info, err)) return -1;
+ *     if (info.found && checkpoint_load(dir, NULL, &model, tensors, count, &state, err)) return -1;
+ *     ...
+ *     if (checkpoint_save(dir, NULL, &model, tensors, count, &state, config_json, err)) return -1; */
+#include "core/base/check.h"
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { CHECKPOINT_STAGING_BYTES = 4 << 20, CHECKPOINT_MAX_EXTRAS = 32, CHECKPOINT_MAX_NAME = 192 };
+
+/* One parameter, under Megatron-LM's name. */
+struct checkpoint_tensor {
+    const char *name;            /* e.g. decoder.layers.3.self_attention.linear_qkv.weight */
+    int num_dims;                /* 1 or 2 */
+    int64_t dims[2];             /* global shape */
+    int64_t first_row, num_rows; /* this rank's rows; the whole tensor while there is one rank */
+    float *master;               /* [num_rows, dims[1]] */
+    float *exp_avg, *exp_avg_sq; /* same shape; NULL: no optimizer state */
+};
+
+enum checkpoint_position { CHECKPOINT_POSITION_LEARNED, CHECKPOINT_POSITION_ROPE, CHECKPOINT_POSITION_NONE };
+enum checkpoint_activation {
+    CHECKPOINT_GELU,      /* exact, with erf */
+    CHECKPOINT_GELU_TANH, /* the tanh form, Hugging Face's gelu_new */
+    CHECKPOINT_SILU,
+    CHECKPOINT_RELU,
+    CHECKPOINT_SQUARED_RELU,
+    CHECKPOINT_QUICK_GELU,
+};
+
+/* What the weights mean. Decides the family of names, is stored in the manifest and compared on load. */
+struct checkpoint_model {
+    int64_t num_layers, hidden_size, ffn_hidden_size;
+    int64_t num_attention_heads, num_query_groups, kv_channels;
+    int64_t vocab_size;        /* tokens that exist */
+    int64_t padded_vocab_size; /* rows of the embedding table */
+    int64_t max_position_embeddings;
+    enum checkpoint_position position;
+    enum checkpoint_activation activation;
+    bool gated;       /* fc1 holds [gate; up] */
+    bool linear_bias; /* biases on every linear layer */
+    bool qkv_bias;    /* on linear_qkv; true whenever linear_bias is */
+    bool qk_norm, rms_norm, zero_centered_norm;
+    bool tied; /* the output layer is the embedding table */
+    bool rotary_interleaved;
+    double rotary_base, rotary_percent;
+    double rope_scaling_factor; /* Llama 3's frequency scaling; 0: none */
+    double norm_epsilon;
+    double hidden_dropout, attention_dropout;
+    char unlike_hf[96]; /* any other trait that Hugging Face's families do not have, as a flag; "" for none */
+};
+
+/* What the run carries over, tensors apart. Values of `extras` are the caller's own. */
+struct checkpoint_state {
+    int64_t iteration;
+    int64_t consumed_train_samples, consumed_valid_samples;
+    int64_t skipped_iterations;
+    int64_t optimizer_steps; /* exponent of AdamW's bias correction */
+    uint64_t seed;
+    double loss_scale;
+    int64_t loss_scale_growth, loss_scale_hysteresis;
+    int num_extras;
+    struct checkpoint_extra {
+        char key[64];
+        double value;
+    } extras[CHECKPOINT_MAX_EXTRAS];
+};
+
+/* Sets or replaces one extra. More than CHECKPOINT_MAX_EXTRAS breaks an invariant. */
+void checkpoint_set_extra(struct checkpoint_state *state, const char *key, double value);
+double checkpoint_get_extra(const struct checkpoint_state *state, const char *key, double if_missing);
+
+struct checkpoint_save_options {
+    bool no_optimizer;       /* --no-save-optim */
+    int64_t retain_interval; /* --save-retain-interval: the checkpoint before this one is deleted unless its
+                                iteration is a multiple; 0 keeps all */
+    int64_t max_shard_bytes; /* cut files about here; 0 means 5 GB */
+    bool release;            /* imported weights: the tracker says "release", the directory too */
+    const struct checkpoint_source *source; /* private to tool.c */
+};
+
+/* Writes <dir>/iter_%07d for state->iteration; `dir` is made when missing. Every tensor is whole
+ * (first_row 0, num_rows dims[0]). options may be NULL. On error nothing that was there before has changed.
+ */
+int checkpoint_save(const char *dir, const struct checkpoint_save_options *options,
+                    const struct checkpoint_model *model, const struct checkpoint_tensor *tensors, int count,
+                    const struct checkpoint_state *state, const char *config_json, struct err *err);
+
+struct checkpoint_load_options {
+    int64_t step;      /* --ckpt-step: this iteration and no other; 0 means the latest */
+    bool no_optimizer; /* --no-load-optim: exp_avg and exp_avg_sq are left alone */
+    bool finetune;     /* --finetune: as no_optimizer, and the state comes back as of iteration 0 */
+};
+
+/* Fills the rows that each tensor holds. Rows of a padded vocabulary that the checkpoint does not have keep
+ * their values. A shape or a tensor that does not fit, or missing optimizer state, is an error (not a reason
+ * to fall back). After an error the tensors' contents are undefined. A release checkpoint is loaded as if by
+ * --finetune. */
+int checkpoint_load(const char *dir, const struct checkpoint_load_options *options,
+                    const struct checkpoint_model *model, const struct checkpoint_tensor *tensors, int count,
+                    struct checkpoint_state *state_p, struct err *err);
+
+struct checkpoint_info {
+    bool found, release;
+    int64_t iteration;
+    char path[4096]; /* of the checkpoint's own directory */
+    bool has_optimizer;
+    struct checkpoint_model model;
+    struct checkpoint_state state;
+    char *config_json; /* owned: checkpoint_info_free */
+};
+
+/* What checkpoint_load would take (step as there, -1 or 0 for the latest), with its configuration for
+ * --use-checkpoint-args. Nothing in `dir`, or no `dir`: 0 with found = false. Something, but nothing usable:
+ * -1. Reads no tensor data. */
+int checkpoint_find(const char *dir, int64_t step, struct checkpoint_info *info_p, struct err *err);
+void checkpoint_info_free(struct checkpoint_info *info);
+
+/* Reads all of one checkpoint (iteration 0: the latest) against its checksums. */
+int checkpoint_verify(const char *dir, int64_t iteration, struct err *err);
