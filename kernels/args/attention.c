@@ -1,0 +1,216 @@
+/* Shape checks and costs of the attention kernels. A causal row i has i + 1 scores, so a head has
+ * s (s + 1) / 2 of them; without the mask s * s. The cost counts exactly these, whatever blocks a backend
+ * happens to compute beside them. */
+#include "kernels/kernels.h"
+
+static const char *check_shape(const struct attention_shape *shape, enum dtype dtype) {
+    if (dtype != DTYPE_F32 && dtype != DTYPE_BF16 && dtype != DTYPE_F16) {
+        return "dtype must be fp32, bf16 or fp16";
+    }
+    if (shape->s < 1 || shape->b < 1 || shape->a < 1 || shape->g < 1 || shape->d < 1) {
+        return "s, b, a, g and d must be at least 1";
+    }
+    if (shape->a % shape->g) return "a must be a multiple of g";
+    return NULL;
+}
+
+static const char *check_split(const struct attention_shape *shape, const struct qkv_split_norm *norm,
+                               const float *cos, const float *sin, int64_t rotary_dim, enum dtype dtype) {
+    const char *wrong = check_shape(shape, dtype);
+    if (wrong) return wrong;
+    if (!norm->q_weight != !norm->k_weight) return "QK norm needs both weights or none";
+    if (!norm->q_bias != !norm->k_bias) return "QK norm needs both biases or none";
+    if (norm->q_bias && (norm->rms || !norm->q_weight)) return "biases belong to a LayerNorm";
+    if (!cos != !sin) return "the rotary embedding needs both tables or none";
+    if (cos && (rotary_dim < 2 || rotary_dim % 2 || rotary_dim > shape->d)) {
+        return "rotary_dim must be even, from 2 to d";
+    }
+    return NULL;
+}
+
+static const char *check_core(const struct attention_shape *shape, float dropout, enum dtype dtype) {
+    const char *wrong = check_shape(shape, dtype);
+    if (wrong) return wrong;
+    return dropout >= 0.0f && dropout < 1.0f ? NULL : "dropout must be in [0, 1)";
+}
+
+static const char *check_rows(int64_t rows, int64_t cols, bool causal, enum dtype dtype) {
+    if (dtype != DTYPE_F32 && dtype != DTYPE_BF16 && dtype != DTYPE_F16) {
+        return "dtype must be fp32, bf16 or fp16";
+    }
+    if (rows < 1 || cols < 1) return "rows and cols must be at least 1";
+    if (causal && rows % cols) return "causal rows come in whole squares: rows must be a multiple of cols";
+    return NULL;
+}
+
+const char *qkv_split_forward_check(const struct qkv_split_forward_args *args) {
+    if (!args->q || !args->k || !args->v || !args->qkv) return "q, k, v and qkv must be set";
+    return check_split(&args->shape, &args->norm, args->cos, args->sin, args->rotary_dim, args->dtype);
+}
+
+const char *qkv_split_backward_check(const struct qkv_split_backward_args *args) {
+    if (!args->dqkv || !args->dq || !args->dk || !args->dv) return "dqkv, dq, dk and dv must be set";
+    if (args->norm.q_weight && (!args->qkv || !args->dq_weight || !args->dk_weight)) {
+        return "QK norm needs qkv, dq_weight and dk_weight";
+    }
+    if (args->norm.q_bias && (!args->dq_bias || !args->dk_bias)) {
+        return "QK LayerNorm needs dq_bias and dk_bias";
+    }
+    return check_split(&args->shape, &args->norm, args->cos, args->sin, args->rotary_dim, args->dtype);
+}
+
+const char *attention_forward_check(const struct attention_forward_args *args) {
+    if (!args->o || !args->q || !args->k || !args->v) return "o, q, k and v must be set";
+    return check_core(&args->shape, args->dropout, args->dtype);
+}
+
+const char *attention_backward_check(const struct attention_backward_args *args) {
+    if (!args->dq || !args->dk || !args->dv) return "dq, dk and dv must be set";
+    if (!args->d_o || !args->o || !args->lse || !args->q || !args->k || !args->v) {
+        return "d_o, o, lse, q, k and v must be set";
+    }
+    return check_core(&args->shape, args->dropout, args->dtype);
+}
+
+const char *attention_scores_forward_check(const struct attention_scores_forward_args *args) {
+    if (!args->scores || !args->q || !args->k) return "scores, q and k must be set";
+    return check_shape(&args->shape, args->dtype);
+}
+
+const char *attention_scores_backward_check(const struct attention_scores_backward_args *args) {
+    if (!args->dq || !args->dk || !args->dscores || !args->q || !args->k) {
+        return "dq, dk, dscores, q and k must be set";
+    }
+    return check_shape(&args->shape, args->dtype);
+}
+
+const char *softmax_forward_check(const struct softmax_forward_args *args) {
+    if (!args->y || !args->x) return "y and x must be set";
+    return check_rows(args->rows, args->cols, args->causal, args->dtype);
+}
+
+const char *softmax_backward_check(const struct softmax_backward_args *args) {
+    if (!args->dx || !args->dy || !args->y) return "dx, dy and y must be set";
+    return check_rows(args->rows, args->cols, args->causal, args->dtype);
+}
+
+const char *attention_context_forward_check(const struct attention_context_forward_args *args) {
+    if (!args->o || !args->probs || !args->v) return "o, probs and v must be set";
+    return check_shape(&args->shape, args->dtype);
+}
+
+const char *attention_context_backward_check(const struct attention_context_backward_args *args) {
+    if (!args->dprobs || !args->dv || !args->d_o || !args->probs || !args->v) {
+        return "dprobs, dv, d_o, probs and v must be set";
+    }
+    return check_shape(&args->shape, args->dtype);
+}
+
+/* ---- costs ---- */
+
+/* Scores of one head over all batches and heads. */
+static double num_scores(const struct attention_shape *shape, bool causal) {
+    double s = (double)shape->s;
+    return (double)shape->b * (double)shape->a * (causal ? s * (s + 1) / 2 : s * s);
+}
+
+static double q_elements(const struct attention_shape *shape) {
+    return (double)shape->s * (double)shape->b * (double)shape->a * (double)shape->d;
+}
+
+static double kv_elements(const struct attention_shape *shape) {
+    return (double)shape->s * (double)shape->b * (double)shape->g * (double)shape->d;
+}
+
+static double squares(const struct attention_shape *shape) {
+    return (double)shape->b * (double)shape->a * (double)shape->s * (double)shape->s;
+}
+
+/* `products` matrix products of d multiply-adds per score, `pointwise` more operations per score. */
+static struct kernel_cost score_cost(const struct attention_shape *shape, bool causal, int products,
+                                     int pointwise, double bytes) {
+    double scores = num_scores(shape, causal);
+    struct kernel_cost cost = {.gemm_flops = scores * 2 * (double)shape->d * products, .bytes = bytes};
+    cost.flops = cost.gemm_flops + scores * pointwise;
+    return cost;
+}
+
+/* Per element of q and k: norm 8 operations forward and 14 backward, rotary 3; the tables are read once. */
+static struct kernel_cost split_cost(const struct attention_shape *shape, const struct qkv_split_norm *norm,
+                                     bool rotary, int64_t rotary_dim, enum dtype dtype, bool backward) {
+    double normed = q_elements(shape) + kv_elements(shape), all = normed + kv_elements(shape);
+    double heads = normed / (double)shape->d, size = (double)dtype_bytes(dtype);
+    struct kernel_cost cost = {.bytes = 2 * all * size};
+    if (norm->q_weight) {
+        cost.flops += normed * (backward ? 14 : 8);
+        cost.bytes += (2 + (norm->q_bias ? 2 : 0)) * (double)shape->d * (size + (backward ? 4 : 0));
+        if (backward) cost.bytes += normed * size;
+    }
+    if (rotary) {
+        cost.flops += heads * (double)rotary_dim * 3;
+        cost.bytes += (double)shape->s * (double)rotary_dim * 4;
+    }
+    return cost;
+}
+
+struct kernel_cost qkv_split_forward_cost(const struct qkv_split_forward_args *args) {
+    return split_cost(&args->shape, &args->norm, args->cos, args->rotary_dim, args->dtype, false);
+}
+
+struct kernel_cost qkv_split_backward_cost(const struct qkv_split_backward_args *args) {
+    return split_cost(&args->shape, &args->norm, args->cos, args->rotary_dim, args->dtype, true);
+}
+
+struct kernel_cost attention_forward_cost(const struct attention_forward_args *args) {
+    const struct attention_shape *shape = &args->shape;
+    double bytes = (2 * q_elements(shape) + 2 * kv_elements(shape)) * (double)dtype_bytes(args->dtype);
+    if (args->lse) bytes += q_elements(shape) / (double)shape->d * 4;
+    return score_cost(shape, args->causal, 2, args->dropout > 0 ? 6 : 4, bytes);
+}
+
+struct kernel_cost attention_backward_cost(const struct attention_backward_args *args) {
+    const struct attention_shape *shape = &args->shape;
+    double bytes = (4 * q_elements(shape) + 4 * kv_elements(shape)) * (double)dtype_bytes(args->dtype) +
+                   q_elements(shape) / (double)shape->d * 4;
+    struct kernel_cost cost = score_cost(shape, args->causal, 5, args->dropout > 0 ? 9 : 6, bytes);
+    cost.flops += 2 * q_elements(shape); /* sum of dO * O */
+    return cost;
+}
+
+struct kernel_cost attention_scores_forward_cost(const struct attention_scores_forward_args *args) {
+    const struct attention_shape *shape = &args->shape;
+    double elements = q_elements(shape) + kv_elements(shape) + num_scores(shape, args->causal);
+    return score_cost(shape, args->causal, 1, 1, elements * (double)dtype_bytes(args->dtype));
+}
+
+struct kernel_cost attention_scores_backward_cost(const struct attention_scores_backward_args *args) {
+    const struct attention_shape *shape = &args->shape;
+    double elements = 2 * q_elements(shape) + 2 * kv_elements(shape) + num_scores(shape, args->causal);
+    return score_cost(shape, args->causal, 2, 0, elements * (double)dtype_bytes(args->dtype));
+}
+
+struct kernel_cost softmax_forward_cost(const struct softmax_forward_args *args) {
+    double all = (double)args->rows * (double)args->cols, cols = (double)args->cols;
+    double used = args->causal ? all * (cols + 1) / (2 * cols) : all;
+    return (struct kernel_cost){.flops = 5 * used, .bytes = (used + all) * (double)dtype_bytes(args->dtype)};
+}
+
+struct kernel_cost softmax_backward_cost(const struct softmax_backward_args *args) {
+    double all = (double)args->rows * (double)args->cols, cols = (double)args->cols;
+    double used = args->causal ? all * (cols + 1) / (2 * cols) : all;
+    return (struct kernel_cost){.flops = 4 * used,
+                                .bytes = (2 * used + all) * (double)dtype_bytes(args->dtype)};
+}
+
+struct kernel_cost attention_context_forward_cost(const struct attention_context_forward_args *args) {
+    const struct attention_shape *shape = &args->shape;
+    double elements = q_elements(shape) + kv_elements(shape) + num_scores(shape, args->causal);
+    return score_cost(shape, args->causal, 1, 0, elements * (double)dtype_bytes(args->dtype));
+}
+
+struct kernel_cost attention_context_backward_cost(const struct attention_context_backward_args *args) {
+    const struct attention_shape *shape = &args->shape;
+    double elements = q_elements(shape) + 2 * kv_elements(shape) + num_scores(shape, args->causal) +
+                      squares(shape); /* dprobs is written whole, zeros included */
+    return score_cost(shape, args->causal, 2, 0, elements * (double)dtype_bytes(args->dtype));
+}

@@ -1,0 +1,349 @@
+/* Blockwise attention (FlashAttention-2, Dao 2023) in float32 arithmetic, for every dtype: the operands of a
+ * task are unpacked into padded float32 rows, and 32 queries at a time walk over blocks of keys. A task is
+ * one batch row and one key/value group with its query heads in order, so dk and dv sum over heads in order
+ * and the bits do not depend on the threads. In the amx copy bf16 goes to attention_tiles.c. */
+#include "kernels/cpu/attention_blocks.h"
+#include "kernels/cpu/math.h"
+#include <math.h>
+
+enum {
+    QUERIES = BLOCK_LANES, /* queries of a block: the lanes */
+    KEYS = 128,            /* keys of a block */
+    PART = 512             /* queries of a forward task */
+};
+
+/* What forward and backward know of the problem. */
+struct problem {
+    struct attention_shape z;
+    int64_t d_padded, s_padded; /* s_padded: a multiple of QUERIES and of BLOCK_ROWS */
+    float scale;
+    struct block_dropout drop;
+    bool causal;
+    enum dtype dtype;
+};
+
+static struct problem make_problem(struct attention_shape z, float scale, struct rng_key key, float dropout,
+                                   bool causal, enum dtype dtype) {
+    return (struct problem){.z = z,
+                            .d_padded = round_up(z.d, BLOCK_LANES),
+                            .s_padded = round_up(z.s, QUERIES),
+                            .scale = scale,
+                            .drop = block_dropout(key, dropout),
+                            .causal = causal,
+                            .dtype = dtype};
+}
+
+/* One block of scores: queries [query, query + QUERIES) against keys [key, key + rows). */
+struct block {
+    int64_t query, key, rows;
+};
+
+static bool needs_mask(const struct problem *p, const struct block *b) {
+    return b->key + b->rows > p->z.s || (p->causal && b->key + b->rows - 1 > b->query);
+}
+
+/* Lane i of row j is a score that counts. */
+static bool lane_counts(const struct problem *p, const struct block *b, int64_t j, int i) {
+    return b->key + j < p->z.s && (!p->causal || b->key + j <= b->query + i);
+}
+
+/* scores = scale * (product), with -infinity where there is none. */
+static void scale_and_mask(const struct problem *p, const struct block *b, float *scores) {
+    for (int64_t n = 0; n < b->rows * QUERIES; n++) scores[n] *= p->scale;
+    if (!needs_mask(p, b)) return;
+    for (int64_t j = 0; j < b->rows; j++) {
+        for (int i = 0; i < QUERIES; i++) {
+            if (!lane_counts(p, b, j, i)) scores[j * QUERIES + i] = -INFINITY;
+        }
+    }
+}
+
+static int64_t keys_of(const struct problem *p, int64_t query) {
+    return p->causal ? min_i64(p->z.s, query + QUERIES) : p->z.s;
+}
+
+static uint64_t first_element(const struct problem *p, int64_t batch, int64_t head, const struct block *b) {
+    return (uint64_t)(((batch * p->z.a + head) * p->z.s + b->query) * p->z.s + b->key);
+}
+
+/* ---- forward ---- */
+struct forward_buffers {
+    float *k, *v;         /* [s_padded, d_padded] */
+    float *q, *q_t, *out; /* [QUERIES, d_padded], [d_padded, QUERIES] twice */
+    float *scores, *keep; /* [KEYS, QUERIES] */
+    float max[QUERIES], sum[QUERIES];
+};
+
+static int64_t forward_floats(const struct problem *p) {
+    return 2 * p->s_padded * p->d_padded + 3 * QUERIES * p->d_padded + 2 * KEYS * QUERIES;
+}
+
+static struct forward_buffers forward_carve(const struct problem *p, float *at) {
+    struct forward_buffers f;
+    f.k = at, at += p->s_padded * p->d_padded;
+    f.v = at, at += p->s_padded * p->d_padded;
+    f.q = at, at += QUERIES * p->d_padded;
+    f.q_t = at, at += QUERIES * p->d_padded;
+    f.out = at, at += QUERIES * p->d_padded;
+    f.scores = at, at += KEYS * QUERIES;
+    f.keep = at;
+    return f;
+}
+
+/* Raises the running maximum to that of the block and rescales what was summed so far. */
+static void raise_max(const struct problem *p, struct forward_buffers *f, const struct block *b) {
+    float max[QUERIES], shrink[QUERIES];
+    memcpy(max, f->max, sizeof(max));
+    for (int64_t j = 0; j < b->rows; j++) {
+        const float *row = f->scores + j * QUERIES;
+        for (int i = 0; i < QUERIES; i++) max[i] = row[i] > max[i] ? row[i] : max[i];
+    }
+    for (int i = 0; i < QUERIES; i++) shrink[i] = math_exp(f->max[i] - max[i]);
+    for (int i = 0; i < QUERIES; i++) f->sum[i] *= shrink[i];
+    for (int64_t n = 0; n < p->d_padded && b->key; n++) {
+        for (int i = 0; i < QUERIES; i++) f->out[n * QUERIES + i] *= shrink[i];
+    }
+    memcpy(f->max, max, sizeof(max));
+}
+
+static void forward_block(const struct problem *p, struct forward_buffers *f, const struct block *b,
+                          uint64_t first) {
+    int64_t rows = round_up(b->rows, BLOCK_ROWS);
+    struct left keys = {f->k + b->key * p->d_padded, p->d_padded, 1};
+    block_product(f->scores, QUERIES, keys, f->q_t, QUERIES, rows, QUERIES, p->d_padded, false);
+    scale_and_mask(p, b, f->scores);
+    raise_max(p, f, b);
+    if (p->drop.threshold) block_keep(f->keep, &p->drop, first, (uint64_t)p->z.s, b->rows);
+    for (int64_t j = 0; j < b->rows; j++) {
+        float *row = f->scores + j * QUERIES;
+#pragma omp simd
+        for (int i = 0; i < QUERIES; i++) {
+            row[i] = math_exp(row[i] - f->max[i]);
+            f->sum[i] += row[i];
+        }
+        for (int i = 0; i < QUERIES && p->drop.threshold; i++) row[i] *= f->keep[j * QUERIES + i];
+    }
+    struct left values = {f->v + b->key * p->d_padded, 1, p->d_padded};
+    block_product(f->out, QUERIES, values, f->scores, QUERIES, p->d_padded, QUERIES, b->rows, b->key > 0);
+}
+
+static void forward_queries(const struct problem *p, const struct attention_forward_args *args,
+                            struct forward_buffers *f, int64_t batch, int64_t head, int64_t query) {
+    const struct attention_shape *z = &p->z;
+    int64_t rows = min_i64(QUERIES, z->s - query), row = (batch * z->a + head) * z->s + query;
+    pack_rows(f->q, QUERIES, p->d_padded, dtype_at(args->q, p->dtype, row * z->d), z->d, rows, z->d,
+              p->dtype);
+    transpose_lanes(f->q_t, f->q, p->d_padded);
+    for (int i = 0; i < QUERIES; i++) f->max[i] = -INFINITY, f->sum[i] = 0.0f;
+    for (int64_t key = 0, keys = keys_of(p, query); key < keys; key += KEYS) {
+        struct block b = {query, key, min_i64(KEYS, keys - key)};
+        forward_block(p, f, &b, first_element(p, batch, head, &b));
+    }
+    for (int i = 0; i < rows; i++) {
+        float *o = f->q; /* the queries have been used up */
+        for (int64_t n = 0; n < z->d; n++) o[n] = f->out[n * QUERIES + i] / f->sum[i];
+        row_from_f32(dtype_at(args->o, p->dtype, (((query + i) * z->b + batch) * z->a + head) * z->d), o,
+                     p->dtype, z->d);
+        if (args->lse) args->lse[row + i] = f->max[i] + logf(f->sum[i]);
+    }
+}
+
+struct forward_job {
+    const struct attention_forward_args *args;
+    struct problem p;
+    float *workspace;
+    int64_t parts;
+};
+
+/* Task t: the last parts, which have most keys, come first. */
+static void forward_task(void *context, int64_t begin, int64_t end, int thread) {
+    struct forward_job *job = context;
+    const struct problem *p = &job->p;
+    const struct attention_shape *z = &p->z;
+    struct forward_buffers f = forward_carve(p, job->workspace + thread * forward_floats(p));
+    for (int64_t task = begin; task < end; task++) {
+        int64_t part = job->parts - 1 - task / (z->b * z->g), batch = task % (z->b * z->g) / z->g;
+        int64_t group = task % z->g, per_group = z->a / z->g, last = min_i64(z->s, (part + 1) * PART);
+        int64_t keys = p->causal ? last : z->s, row = (batch * z->g + group) * z->s * z->d;
+        pack_rows(f.k, round_up(keys, QUERIES), p->d_padded, dtype_at(job->args->k, p->dtype, row), z->d,
+                  keys, z->d, p->dtype);
+        pack_rows(f.v, round_up(keys, QUERIES), p->d_padded, dtype_at(job->args->v, p->dtype, row), z->d,
+                  keys, z->d, p->dtype);
+        for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
+            for (int64_t query = part * PART; query < last; query += QUERIES) {
+                forward_queries(p, job->args, &f, batch, head, query);
+            }
+        }
+    }
+}
+
+static struct problem forward_problem(const struct attention_forward_args *args) {
+    return make_problem(args->shape, args->scale, args->key, args->dropout, args->causal, args->dtype);
+}
+
+size_t CPU(attention_forward_workspace)(const struct stream *stream,
+                                        const struct attention_forward_args *args) {
+    struct problem p = forward_problem(args);
+    return (size_t)threads_count(stream->threads) * (size_t)forward_floats(&p) * sizeof(float);
+}
+
+void CPU(attention_forward)(const struct stream *stream, const struct attention_forward_args *args) {
+    struct forward_job job = {args, forward_problem(args), stream->workspace, 0};
+    job.parts = (args->shape.s + PART - 1) / PART;
+    threads_for(stream->threads, args->shape.b * args->shape.g * job.parts, 1, forward_task, &job);
+}
+
+/* ---- backward ---- */
+struct backward_buffers {
+    float *k, *v, *dk, *dv;        /* [s_padded, d_padded], of the group */
+    float *q, *d_o, *dq;           /* [s_padded, d_padded], of the head */
+    float *q_t, *do_t;             /* [d_padded, QUERIES] */
+    float *probs, *dscores, *keep; /* [KEYS, QUERIES] */
+    float *lse, *delta;            /* [s_padded], of the head */
+};
+
+static int64_t backward_floats(const struct problem *p) {
+    return (7 * p->s_padded + 2 * QUERIES) * p->d_padded + 3 * KEYS * QUERIES + 2 * p->s_padded;
+}
+
+static struct backward_buffers backward_carve(const struct problem *p, float *at) {
+    struct backward_buffers f;
+    int64_t rows = p->s_padded * p->d_padded;
+    float **const big[] = {&f.k, &f.v, &f.dk, &f.dv, &f.q, &f.d_o, &f.dq};
+    for (size_t i = 0; i < sizeof(big) / sizeof(big[0]); i++) *big[i] = at, at += rows;
+    f.q_t = at, at += QUERIES * p->d_padded;
+    f.do_t = at, at += QUERIES * p->d_padded;
+    f.probs = at, at += KEYS * QUERIES;
+    f.dscores = at, at += KEYS * QUERIES;
+    f.keep = at, at += KEYS * QUERIES;
+    f.lse = at, at += p->s_padded;
+    f.delta = at;
+    return f;
+}
+
+/* From scores and dprobs: probs after dropout, and scale * dscores. */
+static void backward_scores(const struct problem *p, struct backward_buffers *f, const struct block *b,
+                            uint64_t first) {
+    const float *lse = f->lse + b->query, *delta = f->delta + b->query;
+    scale_and_mask(p, b, f->probs);
+    if (p->drop.threshold) block_keep(f->keep, &p->drop, first, (uint64_t)p->z.s, b->rows);
+    for (int64_t j = 0; j < b->rows; j++) {
+        float *prob = f->probs + j * QUERIES, *dscore = f->dscores + j * QUERIES,
+              *keep = f->keep + j * QUERIES;
+        if (p->drop.threshold) {
+#pragma omp simd
+            for (int i = 0; i < QUERIES; i++) {
+                float x = math_exp(prob[i] - lse[i]);
+                dscore[i] = p->scale * x * (keep[i] * dscore[i] - delta[i]);
+                prob[i] = x * keep[i];
+            }
+        } else {
+#pragma omp simd
+            for (int i = 0; i < QUERIES; i++) {
+                float x = math_exp(prob[i] - lse[i]);
+                dscore[i] = p->scale * x * (dscore[i] - delta[i]);
+                prob[i] = x;
+            }
+        }
+    }
+}
+
+static void backward_block(const struct problem *p, struct backward_buffers *f, const struct block *b,
+                           uint64_t first) {
+    int64_t d = p->d_padded, rows = round_up(b->rows, BLOCK_ROWS);
+    float *k = f->k + b->key * d, *v = f->v + b->key * d;
+    block_product(f->probs, QUERIES, (struct left){k, d, 1}, f->q_t, QUERIES, rows, QUERIES, d, false);
+    block_product(f->dscores, QUERIES, (struct left){v, d, 1}, f->do_t, QUERIES, rows, QUERIES, d, false);
+    backward_scores(p, f, b, first);
+    for (int64_t n = b->rows * QUERIES; n < rows * QUERIES; n++) f->probs[n] = f->dscores[n] = 0.0f;
+    struct left probs = {f->probs, QUERIES, 1}, dscores = {f->dscores, QUERIES, 1};
+    struct left dscores_t = {f->dscores, 1, QUERIES};
+    block_product(f->dv + b->key * d, d, probs, f->d_o + b->query * d, d, rows, d, QUERIES, true);
+    block_product(f->dk + b->key * d, d, dscores, f->q + b->query * d, d, rows, d, QUERIES, true);
+    block_product(f->dq + b->query * d, d, dscores_t, k, d, QUERIES, d, b->rows, true);
+}
+
+/* Unpacks a head; delta is the sum of dO * O over a row. Rows past the end give lse +infinity: probability 0.
+ */
+static void backward_open_head(const struct problem *p, const struct attention_backward_args *args,
+                               struct backward_buffers *f, int64_t batch, int64_t head) {
+    const struct attention_shape *z = &p->z;
+    int64_t row = (batch * z->a + head) * z->s, o = (batch * z->a + head) * z->d, step = z->b * z->a * z->d;
+    pack_rows(f->q, p->s_padded, p->d_padded, dtype_at(args->q, p->dtype, row * z->d), z->d, z->s, z->d,
+              p->dtype);
+    pack_rows(f->d_o, p->s_padded, p->d_padded, dtype_at(args->d_o, p->dtype, o), step, z->s, z->d, p->dtype);
+    for (int64_t i = 0; i < p->s_padded; i++) {
+        float *out = f->q_t, sum = 0; /* q_t is free here */
+        if (i < z->s) row_to_f32(out, dtype_at(args->o, p->dtype, o + i * step), p->dtype, z->d);
+        for (int64_t n = 0; n < z->d && i < z->s; n++) sum += out[n] * f->d_o[i * p->d_padded + n];
+        f->delta[i] = sum;
+        f->lse[i] = i < z->s ? args->lse[row + i] : INFINITY;
+    }
+    memset(f->dq, 0, (size_t)(p->s_padded * p->d_padded) * sizeof(float));
+}
+
+static void backward_head(const struct problem *p, const struct attention_backward_args *args,
+                          struct backward_buffers *f, int64_t batch, int64_t head) {
+    const struct attention_shape *z = &p->z;
+    backward_open_head(p, args, f, batch, head);
+    for (int64_t query = 0; query < z->s; query += QUERIES) {
+        transpose_lanes(f->q_t, f->q + query * p->d_padded, p->d_padded);
+        transpose_lanes(f->do_t, f->d_o + query * p->d_padded, p->d_padded);
+        for (int64_t key = 0, keys = keys_of(p, query); key < keys; key += KEYS) {
+            struct block b = {query, key, min_i64(KEYS, keys - key)};
+            backward_block(p, f, &b, first_element(p, batch, head, &b));
+        }
+    }
+    for (int64_t i = 0; i < z->s; i++) {
+        row_from_f32(dtype_at(args->dq, p->dtype, ((batch * z->a + head) * z->s + i) * z->d),
+                     f->dq + i * p->d_padded, p->dtype, z->d);
+    }
+}
+
+struct backward_job {
+    const struct attention_backward_args *args;
+    struct problem p;
+    float *workspace;
+};
+
+static void backward_task(void *context, int64_t begin, int64_t end, int thread) {
+    struct backward_job *job = context;
+    const struct problem *p = &job->p;
+    const struct attention_shape *z = &p->z;
+    const struct attention_backward_args *args = job->args;
+    struct backward_buffers f = backward_carve(p, job->workspace + thread * backward_floats(p));
+    size_t bytes = (size_t)(p->s_padded * p->d_padded) * sizeof(float);
+    for (int64_t task = begin; task < end; task++) {
+        int64_t group = task % z->g, per_group = z->a / z->g, row = task * z->s * z->d;
+        pack_rows(f.k, p->s_padded, p->d_padded, dtype_at(args->k, p->dtype, row), z->d, z->s, z->d,
+                  p->dtype);
+        pack_rows(f.v, p->s_padded, p->d_padded, dtype_at(args->v, p->dtype, row), z->d, z->s, z->d,
+                  p->dtype);
+        memset(f.dk, 0, bytes);
+        memset(f.dv, 0, bytes);
+        for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
+            backward_head(p, args, &f, task / z->g, head);
+        }
+        for (int64_t j = 0; j < z->s; j++) {
+            row_from_f32(dtype_at(args->dk, p->dtype, row + j * z->d), f.dk + j * p->d_padded, p->dtype,
+                         z->d);
+            row_from_f32(dtype_at(args->dv, p->dtype, row + j * z->d), f.dv + j * p->d_padded, p->dtype,
+                         z->d);
+        }
+    }
+}
+
+static struct problem backward_problem(const struct attention_backward_args *args) {
+    return make_problem(args->shape, args->scale, args->key, args->dropout, args->causal, args->dtype);
+}
+
+size_t CPU(attention_backward_workspace)(const struct stream *stream,
+                                         const struct attention_backward_args *args) {
+    struct problem p = backward_problem(args);
+    return (size_t)threads_count(stream->threads) * (size_t)backward_floats(&p) * sizeof(float);
+}
+
+void CPU(attention_backward)(const struct stream *stream, const struct attention_backward_args *args) {
+    struct backward_job job = {args, backward_problem(args), stream->workspace};
+    threads_for(stream->threads, args->shape.b * args->shape.g, 1, backward_task, &job);
+}
