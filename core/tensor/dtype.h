@@ -17,6 +17,10 @@ static inline const char *dtype_name(enum dtype dtype) {
     return names[dtype];
 }
 
+static inline int dtype_is_float(enum dtype dtype) {
+    return dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16;
+}
+
 static inline float bf16_to_f32(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
     float f;

@@ -1,0 +1,28 @@
+#include "kernels/kernels.h"
+
+static const char *check_shape(int64_t rows, int64_t vocab, enum dtype dtype) {
+    if (rows < 0) return "rows must not be negative";
+    if (vocab < 1) return "vocab must be at least 1";
+    if (!dtype_is_float(dtype)) return "dtype must be fp32, bf16 or fp16";
+    return NULL;
+}
+
+const char *cross_entropy_forward_check(const struct cross_entropy_forward_args *args) {
+    return check_shape(args->rows, args->vocab, args->dtype);
+}
+
+/* Maximum, subtraction, exponential (8) and sum per logit; labels, mask, loss and lse per row. */
+struct kernel_cost cross_entropy_forward_cost(const struct cross_entropy_forward_args *args) {
+    double rows = (double)args->rows, n = rows * (double)args->vocab;
+    return (struct kernel_cost){.flops = 11 * n, .bytes = n * (double)dtype_bytes(args->dtype) + 16 * rows};
+}
+
+const char *cross_entropy_backward_check(const struct cross_entropy_backward_args *args) {
+    return check_shape(args->rows, args->vocab, args->dtype);
+}
+
+struct kernel_cost cross_entropy_backward_cost(const struct cross_entropy_backward_args *args) {
+    double rows = (double)args->rows, n = rows * (double)args->vocab;
+    return (struct kernel_cost){.flops = 10 * n,
+                                .bytes = 2 * n * (double)dtype_bytes(args->dtype) + 12 * rows};
+}
