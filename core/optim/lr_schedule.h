@@ -17,6 +17,7 @@
  *     if (lr_schedule_init(&lr, &options, err)) return -1;
  *     float rate = lr_schedule_at(&lr, samples_of_successful_steps); */
 #include "core/base/check.h"
+#include <stdbool.h>
 #include <stdint.h>
 
 enum lr_decay_style { LR_CONSTANT, LR_LINEAR, LR_COSINE, LR_INVERSE_SQUARE_ROOT, LR_WSD };
