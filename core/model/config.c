@@ -1,0 +1,64 @@
+#include "core/config/config.h"
+#include "core/model/model.h"
+#include <math.h>
+
+/* Kernels and flags list the activations in the same order. */
+_Static_assert((int)ACTIVATION_SWIGLU == (int)MLP_ACTIVATION_SWIGLU, "activation lists differ");
+_Static_assert((int)ACTIVATION_GEGLU_QUICK == (int)MLP_ACTIVATION_QUICK_GEGLU, "activation lists differ");
+
+static enum dtype dtype_of(int params_dtype) {
+    return params_dtype == PARAMS_DTYPE_BF16   ? DTYPE_BF16
+           : params_dtype == PARAMS_DTYPE_FP16 ? DTYPE_F16
+                                               : DTYPE_F32;
+}
+
+/* Tokens per chunk of the fused loss: about an eighth of the tokens, between 256 and 1024, a multiple of 32.
+ * More would hold more logits; fewer would read and write the whole weight gradient too often. */
+static int64_t loss_chunk_of(int64_t tokens) {
+    int64_t chunk = tokens / 8 / 32 * 32;
+    return chunk < 256 ? 256 : chunk > 1024 ? 1024 : chunk;
+}
+
+void model_from_config(const struct config *cfg, int64_t padded_vocab, struct model *out) {
+    bool fused_loss =
+        cfg->cross_entropy_loss_fusion && cfg->cross_entropy_fusion_impl == CROSS_ENTROPY_FUSION_IMPL_LINEAR;
+    *out = (struct model){
+        .layers = cfg->num_layers,
+        .hidden = cfg->hidden_size,
+        .heads = cfg->num_attention_heads,
+        .groups = cfg->num_query_groups,
+        .head_dim = cfg->kv_channels,
+        .ffn = cfg->ffn_hidden_size,
+        .seq = cfg->seq_length,
+        .micro_batch = cfg->micro_batch_size,
+        .vocab = padded_vocab,
+        .max_positions = cfg->max_position_embeddings,
+        .dtype = dtype_of(cfg->params_dtype),
+        .rms = cfg->normalization == NORMALIZATION_RMSNORM,
+        .zero_centered = cfg->layernorm_zero_centered_gamma,
+        .qk_norm = cfg->qk_layernorm,
+        .norm_epsilon = (float)cfg->layernorm_epsilon,
+        .learned_positions = cfg->position_embedding_type == POSITION_EMBEDDING_TYPE_LEARNED_ABSOLUTE,
+        .flash = cfg->attention_blockwise,
+        .rotary_dim = cfg->rotary_dim,
+        .rotary_interleaved = cfg->rotary_interleaved,
+        .rotary_base = (double)cfg->rotary_base,
+        .rotary_interpolation = config_is_set(cfg, rotary_seq_len_interpolation_factor)
+                                    ? (double)cfg->rotary_seq_len_interpolation_factor
+                                    : 1,
+        .rope_scaling_factor = cfg->use_rope_scaling ? cfg->rope_scaling_factor : 0,
+        .linear_bias = cfg->add_bias_linear,
+        .qkv_bias = cfg->qkv_bias,
+        .tied = !cfg->untie_embeddings_and_output_weights,
+        .activation = (enum activation)cfg->mlp_activation,
+        .init_std = (float)cfg->init_method_std,
+        .output_init_std = (float)cfg->output_init_std,
+        .embedding_init_std =
+            (float)(config_is_set(cfg, embedding_init_method_std) ? cfg->embedding_init_method_std
+                                                                  : cfg->init_method_std),
+        .hidden_dropout = (float)cfg->hidden_dropout,
+        .attention_dropout = (float)cfg->attention_dropout,
+        .fused_loss = fused_loss,
+        .loss_chunk = loss_chunk_of(cfg->seq_length * cfg->micro_batch_size),
+    };
+}

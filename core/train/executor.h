@@ -1,0 +1,58 @@
+#pragma once
+/* Walks the actions of one step: for each, the segments' lists, at the places that the plan gives. Knows
+ * nothing of data sets, optimizers or logs. All memory is the arena's; nothing is allocated after
+ * executor_open.
+ *
+ *     executor_begin_step(&e, iteration);
+ *     for each action: executor_run(&e, &action, &micro)
+ *
+ * A run that met NaN or Inf can be repeated with check_finite on: the weights have not changed, random
+ * numbers are a function of the step, so the same values come again and the first bad tensor is named. */
+#include "core/model/run.h"
+#include "core/plan.h"
+#include "core/tensor/arena.h"
+#include "core/train/trace.h"
+
+enum executor_phase { PHASE_FORWARD, PHASE_RECOMPUTE, PHASE_BACKWARD, PHASE_COUNT };
+
+struct bad_tensor { /* the first tensor with a value that is not finite */
+    bool found;
+    int layer; /* global; -1 in the embedding or the head */
+    const char *op, *tensor;
+    enum executor_phase phase;
+    bool is_gradient;
+    int micro_batch;
+};
+
+/* One micro-batch as the loader gives it; rows are sequences. */
+struct micro_batch {
+    const int32_t *tokens, *labels, *positions; /* [b, s] */
+    const float *loss_mask;                     /* [b, s] */
+    float loss_grad_scale;
+    int index; /* in the global batch, for random numbers */
+    bool training;
+};
+
+struct executor {
+    const struct plan *plan;
+    struct arena *arena;
+    struct stream stream;
+    struct frame_tracker frames;
+    struct param_view *views;                 /* per plan parameter */
+    bool *grad_written;                       /* per plan parameter */
+    const struct param_view ***segment_views; /* per segment: per program parameter */
+    uint32_t seed, iteration;
+    double loss_sum; /* masked token losses since executor_begin_step */
+    double phase_seconds[PHASE_COUNT];
+    size_t high_water;   /* end of the highest arena byte in use so far: the measured peak */
+    struct trace *trace; /* NULL: no trace */
+    bool check_finite;
+    struct bad_tensor bad;
+};
+
+void executor_open(struct executor *e, const struct plan *plan, struct arena *arena, struct threads *threads,
+                   uint32_t seed);
+void executor_close(struct executor *e);
+void executor_begin_step(struct executor *e, int64_t iteration);
+void executor_run(struct executor *e, const struct action *action, const struct micro_batch *micro);
+void *executor_at(const struct executor *e, size_t offset);
