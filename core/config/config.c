@@ -2,6 +2,7 @@
 #include "core/config/flag_table.h"
 #include "core/base/mem.h"
 #include <signal.h>
+#include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -171,4 +172,19 @@ void config_init(struct config *cfg) {
         bool empty = !strcmp(text, "[]");
         CHECK(!flag_set_words(cfg, flag, &text, empty ? 0 : 1, flag_rows[flag].field, &err), "%s", err.text);
     }
+}
+
+void config_note(struct config *cfg, const char *fmt, ...) {
+    va_list args;
+    char line[1024];
+    va_start(args, fmt);
+    vsnprintf(line, sizeof(line), fmt, args);
+    va_end(args);
+    str_puts(&cfg->notes, line);
+    str_puts(&cfg->notes, "\n");
+}
+
+void config_derive(struct config *cfg, enum config_flag flag, const char *from) {
+    cfg->origin[flag] = CONFIG_DERIVED;
+    cfg->derived_from[flag] = from;
 }
