@@ -12,8 +12,9 @@ void reference_cross_entropy_forward(const struct stream *stream,
             double x = load_f32(a.logits, a.dtype, r * a.vocab + v);
             if (x > max) max = x;
         }
-        for (int64_t v = 0; v < a.vocab; v++) sum += exp(load_f32(a.logits, a.dtype, r * a.vocab + v) - max);
-        double lse = max + log(sum), loss = 0;
+        double base = max == -INFINITY ? 0 : max; /* a row of -infinity has lse = -infinity */
+        for (int64_t v = 0; v < a.vocab; v++) sum += exp(load_f32(a.logits, a.dtype, r * a.vocab + v) - base);
+        double lse = base + log(sum), loss = 0;
         if (a.mask[r] != 0) loss = a.mask[r] * (lse - load_f32(a.logits, a.dtype, r * a.vocab + a.labels[r]));
         a.lse[r] = (float)lse;
         a.loss[r] = (float)loss;
