@@ -35,6 +35,8 @@ const struct json_node *json_root(const struct json *json);
 /* The member's value, or NULL when node is NULL, no object, or has no such member (the last one wins if
  * repeated). */
 const struct json_node *json_get(const struct json_node *node, const char *key);
+/* Bytes of a member's name, which may hold NUL inside. */
+size_t json_key_length(const struct json_node *object, size_t member);
 
 /* Writer: appends text; the caller places commas through these helpers, which do it by looking at the last
  * byte. */
