@@ -10,9 +10,9 @@
 static char folder[256];
 
 static const char *at(const char *name) {
-    static char path[4][512];
+    static char path[16][512];
     static int turn;
-    turn = (turn + 1) % 4;
+    turn = (turn + 1) % 16;
     snprintf(path[turn], sizeof(path[turn]), "%s/%s", folder, name);
     return path[turn];
 }
