@@ -75,7 +75,8 @@ static int cut_metrics_file(int fd, const char *path, int64_t start, struct err 
         ssize_t n = pread(fd, text, sizeof(text) - 1, kept);
         if (n < 0) return err_set(err, "--metrics-file %s: cannot be read: %s", path, strerror(errno));
         text[n] = '\0';
-        if (kept == 0 && n > 0 && strncmp(text, line_head, sizeof(line_head) - 1))
+        size_t compare = (size_t)n < sizeof(line_head) - 1 ? (size_t)n : sizeof(line_head) - 1;
+        if (kept == 0 && memcmp(text, line_head, compare))
             return err_set(err,
                            "--metrics-file %s: the file exists and is no metrics file: remove it or choose "
                            "another name",
