@@ -1,0 +1,153 @@
+/* Checkpoints of a training run: which tensors, which numbers, when to load what. */
+#include "core/base/log.h"
+#include "core/train/trainer.h"
+#include <stdio.h>
+#include <string.h>
+
+static struct checkpoint_model model_of(const struct trainer *t) {
+    const struct config *cfg = t->cfg;
+    static const enum checkpoint_activation activations[] = {
+        [ACTIVATION_GELU_TANH] = CHECKPOINT_GELU_TANH,       [ACTIVATION_GELU_ERF] = CHECKPOINT_GELU,
+        [ACTIVATION_SQUARED_RELU] = CHECKPOINT_SQUARED_RELU, [ACTIVATION_SWIGLU] = CHECKPOINT_SILU,
+        [ACTIVATION_GEGLU_QUICK] = CHECKPOINT_QUICK_GELU,    [ACTIVATION_GEGLU] = CHECKPOINT_GELU,
+    };
+    const struct model *m = &t->setup.plan.request.model;
+    struct checkpoint_model out = {
+        .num_layers = cfg->num_layers,
+        .hidden_size = cfg->hidden_size,
+        .ffn_hidden_size = cfg->ffn_hidden_size,
+        .num_attention_heads = cfg->num_attention_heads,
+        .num_query_groups = cfg->num_query_groups,
+        .kv_channels = cfg->kv_channels,
+        .vocab_size = t->setup.vocab_size,
+        .padded_vocab_size = t->setup.padded_vocab_size,
+        .max_position_embeddings = cfg->max_position_embeddings,
+        .position = m->learned_positions ? CHECKPOINT_POSITION_LEARNED
+                    : m->rotary_dim      ? CHECKPOINT_POSITION_ROPE
+                                         : CHECKPOINT_POSITION_NONE,
+        .activation = activations[m->activation],
+        .gated = activation_is_gated(m->activation),
+        .linear_bias = m->linear_bias,
+        .qkv_bias = m->qkv_bias,
+        .qk_norm = m->qk_norm,
+        .rms_norm = m->rms,
+        .zero_centered_norm = m->zero_centered,
+        .tied = m->tied,
+        .rotary_interleaved = m->rotary_interleaved,
+        .rotary_base = m->rotary_base,
+        .rotary_percent = cfg->rotary_percent,
+        .rope_scaling_factor = m->rope_scaling_factor,
+        .norm_epsilon = cfg->layernorm_epsilon,
+        .hidden_dropout = cfg->hidden_dropout,
+        .attention_dropout = cfg->attention_dropout,
+    };
+    if (m->rotary_interpolation > 1)
+        snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--rotary-seq-len-interpolation-factor");
+    return out;
+}
+
+static int list_tensors(struct trainer *t, bool with_optimizer) {
+    const struct plan *plan = &t->setup.plan;
+    for (int i = 0; i < plan->num_params; i++) {
+        const struct plan_param *p = &plan->params[i];
+        t->tensors[i] = (struct checkpoint_tensor){
+            .name = p->name,
+            .num_dims = p->num_dims,
+            .dims = {p->dims[0], p->dims[1]},
+            .num_rows = p->dims[0],
+            .master = executor_at(&t->executor, p->master),
+            .exp_avg = with_optimizer ? executor_at(&t->executor, p->exp_avg) : NULL,
+            .exp_avg_sq = with_optimizer ? executor_at(&t->executor, p->exp_avg_sq) : NULL};
+    }
+    return plan->num_params;
+}
+
+static void from_checkpoint(struct trainer *t, const struct checkpoint_state *c) {
+    struct train_state *s = &t->state;
+    s->iteration = c->iteration;
+    s->consumed_samples = c->consumed_train_samples;
+    s->consumed_valid_samples = c->consumed_valid_samples;
+    s->skipped_iterations = c->skipped_iterations;
+    s->optimizer_steps = c->optimizer_steps;
+    s->skipped_samples = (int64_t)checkpoint_get_extra(c, "skipped_samples", 0);
+    s->nan_iterations = (int64_t)checkpoint_get_extra(c, "nan_iterations", 0);
+    s->scheduled_samples =
+        (int64_t)checkpoint_get_extra(c, "scheduled_samples", (double)c->consumed_train_samples);
+    if (s->loss_scale.dynamic && c->loss_scale > 0) {
+        s->loss_scale.scale = c->loss_scale;
+        s->loss_scale.growth_counter = c->loss_scale_growth;
+        s->loss_scale.hysteresis_counter = c->loss_scale_hysteresis;
+    }
+}
+
+static int load_from(struct trainer *t, const char *dir, bool weights_only, struct err *err) {
+    const struct config *cfg = t->cfg;
+    struct checkpoint_state state = {0};
+    struct checkpoint_model model = model_of(t);
+    bool no_optimizer = weights_only || cfg->no_load_optim || cfg->skip_train;
+    struct checkpoint_load_options options = {.step = config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0,
+                                              .no_optimizer = no_optimizer,
+                                              .finetune = weights_only};
+    int count = list_tensors(t, !no_optimizer);
+    if (checkpoint_load(dir, &options, &model, t->tensors, count, &state, err)) return -1;
+    if (weights_only) return 0;
+    if (!cfg->no_load_rng && state.iteration > 0 && state.seed != (uint64_t)cfg->seed)
+        return err_set(
+            err,
+            "--seed %lld: the checkpoint in %s was trained with --seed %llu; data order and dropout would "
+            "change. Use that seed, or --no-load-rng",
+            (long long)cfg->seed, dir, (unsigned long long)state.seed);
+    from_checkpoint(t, &state);
+    return 0;
+}
+
+int state_load(struct trainer *t, struct err *err) {
+    const struct config *cfg = t->cfg;
+    struct checkpoint_info info = {0};
+    int status = 0;
+    if (cfg->load &&
+        checkpoint_find(cfg->load, config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0, &info, err))
+        return -1;
+    if (info.found) {
+        status = load_from(t, cfg->load, cfg->finetune, err);
+        if (!status)
+            log_info("loaded checkpoint %s at iteration %lld", info.path, (long long)t->state.iteration);
+    } else if (cfg->load && cfg->exit_on_missing_checkpoint) {
+        status =
+            err_set(err, "--load %s: there is no checkpoint there, and --exit-on-missing-checkpoint is given",
+                    cfg->load);
+    } else if (cfg->pretrained_checkpoint) {
+        status = load_from(t, cfg->pretrained_checkpoint, true, err);
+        if (!status) log_info("loaded weights from %s", cfg->pretrained_checkpoint);
+    } else if (cfg->load) {
+        log_info("--load %s: no checkpoint there yet, starting from initial weights", cfg->load);
+    }
+    checkpoint_info_free(&info);
+    return status;
+}
+
+int state_save(struct trainer *t, struct err *err) {
+    const struct config *cfg = t->cfg;
+    const struct train_state *s = &t->state;
+    struct checkpoint_model model = model_of(t);
+    struct checkpoint_state state = {.iteration = s->iteration,
+                                     .consumed_train_samples = s->consumed_samples,
+                                     .consumed_valid_samples = s->consumed_valid_samples,
+                                     .skipped_iterations = s->skipped_iterations,
+                                     .optimizer_steps = s->optimizer_steps,
+                                     .seed = cfg->no_save_rng ? 0 : (uint64_t)cfg->seed,
+                                     .loss_scale = s->loss_scale.scale,
+                                     .loss_scale_growth = s->loss_scale.growth_counter,
+                                     .loss_scale_hysteresis = s->loss_scale.hysteresis_counter};
+    struct checkpoint_save_options options = {
+        .no_optimizer = cfg->no_save_optim,
+        .retain_interval = config_is_set(cfg, save_retain_interval) ? cfg->save_retain_interval : 0};
+    checkpoint_set_extra(&state, "skipped_samples", (double)s->skipped_samples);
+    checkpoint_set_extra(&state, "nan_iterations", (double)s->nan_iterations);
+    checkpoint_set_extra(&state, "scheduled_samples", (double)s->scheduled_samples);
+    int count = list_tensors(t, !cfg->no_save_optim);
+    if (checkpoint_save(cfg->save, &options, &model, t->tensors, count, &state, t->config_json.data, err))
+        return -1;
+    t->last_saved_iteration = s->iteration;
+    return 0;
+}

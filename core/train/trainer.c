@@ -1,0 +1,216 @@
+/* Everything between the flags and the first iteration. */
+#include "core/train/trainer.h"
+#include "core/base/log.h"
+#include "core/base/mem.h"
+#include "core/train/signals.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- out of memory is found here, by the plan, and names the cheapest recompute change that fits ---- */
+
+struct remedy {
+    struct recompute_policy policy;
+    const char *flags;
+};
+
+static size_t bytes_with(const struct plan *plan, const struct recompute_policy *policy, double *flops_p) {
+    struct plan_request request = plan->request;
+    struct plan other;
+    request.recompute = *policy;
+    plan_build(&request, &other);
+    size_t bytes = other.arena_bytes;
+    *flops_p = other.step_gemm_flops;
+    plan_free(&other);
+    return bytes;
+}
+
+static const char *cheapest_that_fits(const struct plan *plan, size_t limit, size_t *bytes_p) {
+    static const struct remedy remedies[] = {
+        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_layernorm)},
+         "--recompute-granularity selective --recompute-modules layernorm"},
+        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_mlp_act)},
+         "--recompute-granularity selective --recompute-modules mlp_act"},
+        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp_act)},
+         "--recompute-granularity selective --recompute-modules layernorm mlp_act"},
+        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_core_attn)}, "--recompute-activations"},
+        {{RECOMPUTE_SELECTIVE, 0, 0,
+          RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp_act)},
+         "--recompute-granularity selective --recompute-modules core_attn layernorm mlp_act"},
+        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_mlp) | RECOMPUTE_BIT(MODULE_layernorm)},
+         "--recompute-granularity selective --recompute-modules layernorm mlp"},
+        {{RECOMPUTE_SELECTIVE, 0, 0,
+          RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp)},
+         "--recompute-granularity selective --recompute-modules core_attn layernorm mlp"},
+        {{RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 1, 0},
+         "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"},
+    };
+    const char *best = NULL;
+    double best_flops = INFINITY;
+    for (size_t i = 0; i < ARRAY_COUNT(remedies); i++) {
+        double flops;
+        size_t bytes = bytes_with(plan, &remedies[i].policy, &flops);
+        if (bytes > limit || flops >= best_flops) continue;
+        best = remedies[i].flags, best_flops = flops, *bytes_p = bytes;
+    }
+    return best;
+}
+
+/* Exit status 3, before anything is allocated. */
+static void check_memory_limit(const struct config *cfg, const struct plan *plan) {
+    char need[32], limit[32], with[32];
+    size_t bytes = 0;
+    if (!config_is_set(cfg, device_memory_limit) || plan->arena_bytes <= (uint64_t)cfg->device_memory_limit)
+        return;
+    const char *remedy = cheapest_that_fits(plan, (size_t)cfg->device_memory_limit, &bytes);
+    str_format_bytes(need, sizeof(need), (double)plan->arena_bytes);
+    str_format_bytes(limit, sizeof(limit), (double)cfg->device_memory_limit);
+    plan_print_memory(plan, stderr);
+    if (remedy)
+        die(STATUS_OUT_OF_MEMORY,
+            "out of device memory: the plan needs %s (%zu bytes) on rank 0 and --device-memory-limit is %s; "
+            "the cheapest "
+            "recompute setting that fits is %s (%s)",
+            need, plan->arena_bytes, limit, remedy, str_format_bytes(with, sizeof(with), (double)bytes));
+    die(STATUS_OUT_OF_MEMORY,
+        "out of device memory: the plan needs %s (%zu bytes) on rank 0 and --device-memory-limit is %s; no "
+        "recompute setting "
+        "fits: lower --micro-batch-size or --seq-length, or use a smaller model",
+        need, plan->arena_bytes, limit);
+}
+
+/* ---- schedules ---- */
+
+static void open_schedules(struct trainer *t) {
+    const struct config *cfg = t->cfg;
+    struct lr_schedule lr = {.max_lr = config_is_set(cfg, lr) ? cfg->lr : 0,
+                             .min_lr = cfg->min_lr,
+                             .init_lr = cfg->lr_warmup_init,
+                             .warmup_samples = (double)cfg->lr_warmup_steps,
+                             .decay_samples = (double)cfg->lr_decay_steps,
+                             .wsd_samples = (double)cfg->lr_wsd_decay_steps,
+                             .decay_style = (enum lr_decay_style)cfg->lr_decay_style,
+                             .wsd_style = (enum lr_wsd_style)cfg->lr_wsd_decay_style};
+    t->lr = t->decoupled_lr = lr;
+    t->has_decoupled_lr = config_is_set(cfg, decoupled_lr);
+    if (t->has_decoupled_lr) {
+        t->decoupled_lr.max_lr = cfg->decoupled_lr;
+        t->decoupled_lr.min_lr = config_is_set(cfg, decoupled_min_lr) ? cfg->decoupled_min_lr : cfg->min_lr;
+    }
+    bool growing = cfg->weight_decay_incr_style != WEIGHT_DECAY_INCR_STYLE_CONSTANT;
+    t->wd =
+        (struct wd_schedule){growing ? cfg->start_weight_decay : cfg->weight_decay,
+                             growing ? cfg->end_weight_decay : cfg->weight_decay, (double)cfg->wd_incr_steps,
+                             (enum wd_incr_style)cfg->weight_decay_incr_style};
+}
+
+static int open_loss_scale(struct trainer *t, struct err *err) {
+    const struct config *cfg = t->cfg;
+    if (cfg->dynamic_loss_scale)
+        return loss_scale_init_dynamic(&t->state.loss_scale, cfg->initial_loss_scale, cfg->min_loss_scale,
+                                       (int64_t)cfg->loss_scale_window, cfg->hysteresis, err);
+    bool fixed = cfg->fp16 && config_is_set(cfg, loss_scale);
+    return loss_scale_init_static(&t->state.loss_scale, fixed ? cfg->loss_scale : 1, err);
+}
+
+/* ---- data ---- */
+
+static int open_data(struct trainer *t, struct err *err) {
+    const struct config *cfg = t->cfg;
+    struct data_options options;
+    if (data_options_from_config(cfg, t->setup.tokenizer, &options, err)) return -1;
+    options.vocab_size = t->setup.padded_vocab_size;
+    if (datasets_open(&options, &t->data, err)) return -1;
+    int64_t b = cfg->micro_batch_size;
+    const struct train_state *s = &t->state;
+    struct dataset *const *split = t->data->split;
+    if (!cfg->skip_train && !split[DATA_TRAIN])
+        return err_set(err, "there is no training data; give --data-path, --train-data-path or --mock-data");
+    if (!cfg->skip_train &&
+        loader_open(split[DATA_TRAIN], b, 0, 1, s->consumed_samples, &t->train_loader, err))
+        return -1;
+    if (split[DATA_VALID] &&
+        loader_open(split[DATA_VALID], b, 0, 1, s->consumed_valid_samples, &t->valid_loader, err))
+        return -1;
+    return split[DATA_TEST] ? loader_open(split[DATA_TEST], b, 0, 1, 0, &t->test_loader, err) : 0;
+}
+
+/* ---- reports ---- */
+
+static struct flops_shape flops_shape_of(const struct model *m) {
+    return (struct flops_shape){.num_layers = m->layers,
+                                .hidden_size = m->hidden,
+                                .ffn_hidden_size = m->ffn,
+                                .seq_length = m->seq,
+                                .padded_vocab_size = m->vocab,
+                                .num_attention_heads = m->heads,
+                                .num_query_groups = m->groups,
+                                .kv_channels = m->head_dim,
+                                .gated_linear_unit = activation_is_gated(m->activation)};
+}
+
+static int open_reports(struct trainer *t, struct err *err) {
+    const struct config *cfg = t->cfg;
+    t->flops = flops_shape_of(&t->setup.plan.request.model);
+    t->timers = timers_open((int)cfg->timing_log_level, (enum timers_option)cfg->timing_log_option);
+    t->timer_step = timers_add(t->timers, "forward-backward", 1);
+    t->timer_data = timers_add(t->timers, "batch-generator", 2);
+    t->timer_optimizer = timers_add(t->timers, "optimizer", 1);
+    t->timer_eval = timers_add(t->timers, "eval-time", 0);
+    t->timer_save = timers_add(t->timers, "save-checkpoint", 0);
+    if (cfg->tensorboard_dir && !(t->tensorboard = tensorboard_open(cfg->tensorboard_dir, err))) return -1;
+    struct metrics_options options = {.out = stdout,
+                                      .metrics_file = cfg->metrics_file,
+                                      .tensorboard = t->tensorboard,
+                                      .train_iters = cfg->train_iters,
+                                      .start_iteration = t->state.iteration,
+                                      .log_interval = cfg->log_interval,
+                                      .tensorboard_log_interval = cfg->tensorboard_log_interval,
+                                      .world_size = 1,
+                                      .log_throughput = cfg->log_throughput,
+                                      .log_loss_scale_to_tensorboard = cfg->log_loss_scale_to_tensorboard,
+                                      .log_world_size_to_tensorboard = cfg->log_world_size_to_tensorboard,
+                                      .log_memory_to_tensorboard = cfg->log_memory_to_tensorboard,
+                                      .log_validation_ppl_to_tensorboard =
+                                          cfg->log_validation_ppl_to_tensorboard,
+                                      .log_timers_to_tensorboard = cfg->log_timers_to_tensorboard};
+    t->metrics = metrics_open(&options, err);
+    return t->metrics ? 0 : -1;
+}
+
+int trainer_open(struct trainer *t, const struct config *cfg, struct err *err) {
+    *t = (struct trainer){.cfg = cfg, .start_ns = clock_now_ns(), .last_saved_iteration = -1};
+    if (cfg->exit_signal_handler && signals_install(cfg->exit_signal, err)) return -1;
+    if (setup_open(&t->setup, cfg, err)) return -1;
+    check_memory_limit(cfg, &t->setup.plan);
+    if (arena_open(&t->arena, t->setup.plan.arena_bytes, err)) die(STATUS_OUT_OF_MEMORY, "%s", err->text);
+    executor_open(&t->executor, &t->setup.plan, &t->arena, t->setup.threads, (uint32_t)cfg->seed);
+    t->tensors =
+        mem_new_array(struct checkpoint_tensor, (size_t)t->setup.plan.num_params, "checkpoint tensors");
+    config_write_json(&t->config_json, cfg);
+    if (open_loss_scale(t, err)) return -1;
+    open_schedules(t);
+    update_initialize(t);
+    if (state_load(t, err)) return -1;
+    update_compute_copies(t);
+    t->start_iteration = t->state.iteration;
+    if (open_data(t, err) || open_reports(t, err)) return -1;
+    return 0;
+}
+
+void trainer_close(struct trainer *t) {
+    loader_close(t->train_loader);
+    loader_close(t->valid_loader);
+    loader_close(t->test_loader);
+    datasets_close(t->data);
+    metrics_close(t->metrics);
+    tensorboard_close(t->tensorboard);
+    trace_close(t->trace);
+    timers_close(t->timers);
+    if (t->executor.plan) executor_close(&t->executor);
+    arena_close(&t->arena);
+    mem_free(t->tensors);
+    str_free(&t->config_json);
+    setup_close(&t->setup);
+    *t = (struct trainer){0};
+}

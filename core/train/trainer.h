@@ -1,0 +1,103 @@
+#pragma once
+/* One rank's training run: the plan, the arena, the executor, the data, and what a checkpoint has to hold.
+ * trainer_open does everything up to the first iteration; trainer_run is the loop. Nothing is allocated
+ * between the end of the first iteration and the end of the run, except while a checkpoint is written.
+ *
+ *     struct trainer t;
+ *     if (trainer_open(&t, &cfg, err)) return -1;      // plan, out-of-memory check, arena, data, checkpoint
+ *     int status = trainer_run(&t);                    // exit status of the program
+ *     trainer_close(&t); */
+#include "core/checkpoint/checkpoint.h"
+#include "core/config/config.h"
+#include "core/data/loader.h"
+#include "core/data/options.h"
+#include "core/optim/loss_scale.h"
+#include "core/optim/lr_schedule.h"
+#include "core/optim/wd_schedule.h"
+#include "core/plan.h"
+#include "core/train/executor.h"
+#include "core/train/flops.h"
+#include "core/train/metrics.h"
+
+/* What the flags mean for the plan: tokenizer (for the vocabulary), model, recompute policy, kernels. */
+struct setup {
+    struct tokenizer *tokenizer; /* NULL for mock data without tokenizer flags */
+    int64_t vocab_size, padded_vocab_size;
+    struct threads *threads;
+    struct plan plan;
+};
+/* Errors are the user's: unreadable tokenizer, vocabulary, unusable --kernels. */
+int setup_open(struct setup *s, const struct config *cfg, struct err *err);
+void setup_close(struct setup *s);
+
+/* What training carries from iteration to iteration, and a checkpoint to the next run. */
+struct train_state {
+    int64_t iteration; /* finished iterations */
+    int64_t consumed_samples, consumed_valid_samples;
+    int64_t skipped_samples; /* of --iterations-to-skip */
+    int64_t skipped_iterations, nan_iterations;
+    int64_t optimizer_steps;
+    int64_t scheduled_samples; /* samples of successful steps: what the schedules see */
+    struct loss_scale loss_scale;
+};
+
+struct step_result {
+    double lm_loss;                /* mean over the tokens that count */
+    double grad_norm;              /* before clipping; -1 when not computed */
+    double num_zeros, params_norm; /* -1 when not asked for */
+    int64_t tokens;                /* of the step */
+    int micro_batches;
+    bool skipped, not_finite;
+    double learning_rate; /* of the next step, as Megatron-LM logs it */
+};
+
+struct trainer {
+    const struct config *cfg;
+    struct setup setup;
+    struct arena arena;
+    struct executor executor;
+    struct datasets *data;
+    struct loader *train_loader, *valid_loader, *test_loader;
+    struct train_state state;
+    struct lr_schedule lr, decoupled_lr;
+    struct wd_schedule wd;
+    bool has_decoupled_lr;
+    struct flops_shape flops;
+    struct metrics *metrics;
+    struct tensorboard *tensorboard;
+    struct trace *trace;
+    struct timers *timers;
+    int timer_step, timer_optimizer, timer_data, timer_eval, timer_save;
+    int64_t start_iteration, last_saved_iteration;
+    uint64_t start_ns;
+    struct checkpoint_tensor *tensors; /* one per parameter */
+    struct str config_json;
+};
+
+int trainer_open(struct trainer *t, const struct config *cfg, struct err *err);
+void trainer_close(struct trainer *t);
+int trainer_run(struct trainer *t);
+
+/* ---- parts (each a file) ---- */
+
+/* step.c: forward, backward and update of one iteration. Returns -1 with a message when the data fails. */
+int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, struct err *err);
+/* Runs the forward of `batch_size` samples of a loader and returns the sums. */
+int step_evaluate(struct trainer *t, struct loader *loader, int64_t batch_size, double *loss_sum_p,
+                  double *tokens_p, struct err *err);
+/* "lm loss is not finite" and the first bad tensor, found by repeating the micro-batches of the last step. */
+void step_diagnose(struct trainer *t, int64_t batch_size, struct str *out);
+
+/* update.c: weights. */
+void update_initialize(struct trainer *t);     /* initial weights and zero optimizer state */
+void update_compute_copies(struct trainer *t); /* 16-bit and packed copies from the masters */
+double update_grad_norm(struct trainer *t, int64_t *bad_p);
+double update_params_norm(struct trainer *t);
+double update_count_zeros(const struct trainer *t);
+void update_apply(struct trainer *t, double learning_rate, double decoupled_rate, double weight_decay,
+                  float grad_scale);
+uint64_t update_params_hash(const struct trainer *t);
+
+/* state.c: checkpoints. */
+int state_load(struct trainer *t, struct err *err);
+int state_save(struct trainer *t, struct err *err);
