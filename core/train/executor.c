@@ -125,13 +125,15 @@ static void record(struct executor *e, const struct run *r, uint64_t begin, uint
     const struct op *o = &r->program->ops[r->at->op];
     e->phase_seconds[r->at->kind] += (double)(end - begin) * 1e-9;
     if (!e->trace) return;
-    trace_span(e->trace, &(struct trace_event){.name = o->name,
-                                               .category = categories[r->at->kind],
-                                               .begin_ns = begin,
-                                               .end_ns = end,
-                                               .num_args = 2,
-                                               .args = {{"layer", r->first_layer + o->layer},
-                                                        {"micro_batch", r->rng.micro_batch}}});
+    trace_span(e->trace,
+               &(struct trace_event){
+                   .name = o->name,
+                   .category = categories[r->at->kind],
+                   .begin_ns = begin,
+                   .end_ns = end,
+                   .num_args = 2,
+                   .args = {{"layer", r->first_layer == UINT16_MAX ? -1 : r->first_layer + o->layer},
+                            {"micro_batch", r->rng.micro_batch}}});
 }
 
 static void run_list(struct executor *e, struct run *r, const struct code *code,

@@ -42,7 +42,7 @@ static bool report_iteration(struct trainer *t, const struct step_result *r, int
                                     .max_attention_logit = -1,
                                     .memory = memory_of(t),
                                     .has_params_hash = t->cfg->log_params_hash};
-    if (record.has_params_hash) record.params_hash = update_params_hash(t);
+    if (record.has_params_hash) record.params_hash = update_params_hash(&t->executor);
     bool printed = metrics_iteration(t->metrics, &record);
     bool first_reports =
         t->state.iteration <= t->start_iteration + 1 ||

@@ -63,10 +63,19 @@ static void update_weights(struct trainer *t, double inverse_scale, struct step_
     double clip = 1, samples = (double)t->state.scheduled_samples;
     if (cfg->clip_grad > 0) clip = cfg->clip_grad / (out->grad_norm + 1e-6);
     if (clip > 1) clip = 1;
-    t->state.optimizer_steps++;
-    update_apply(t, lr_schedule_at(&t->lr, samples),
-                 t->has_decoupled_lr ? lr_schedule_at(&t->decoupled_lr, samples) : 0,
-                 wd_schedule_at(&t->wd, samples), (float)(clip * inverse_scale));
+    double rate = lr_schedule_at(&t->lr, samples);
+    struct update_options options = {
+        .step = ++t->state.optimizer_steps,
+        .learning_rate = rate,
+        .embedding_learning_rate = t->has_decoupled_lr ? lr_schedule_at(&t->decoupled_lr, samples) : rate,
+        .weight_decay = wd_schedule_at(&t->wd, samples),
+        .beta1 = cfg->adam_beta1,
+        .beta2 = cfg->adam_beta2,
+        .epsilon = cfg->adam_eps,
+        .grad_scale = (float)(clip * inverse_scale),
+        .decay_qk_norm = cfg->apply_wd_to_qk_layernorm,
+    };
+    update_apply(&t->executor, &options);
 }
 
 int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, struct err *err) {
@@ -85,17 +94,16 @@ int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, str
     timers_start(t->timers, t->timer_optimizer);
     double inverse_scale = 1 / scale / (cfg->calculate_per_token_loss ? fmax(tokens, 1) : 1);
     out->lm_loss = t->executor.loss_sum / fmax(tokens, 1);
-    out->grad_norm = update_grad_norm(t, &bad) * inverse_scale;
-    if (cfg->log_num_zeros_in_grad) out->num_zeros = update_count_zeros(t);
+    out->grad_norm = update_grad_norm(&t->executor, &bad) * inverse_scale;
+    if (cfg->log_num_zeros_in_grad) out->num_zeros = update_count_zeros(&t->executor);
     out->not_finite = is_broken(t, out, bad);
     bool found_inf = bad != 0 || !isfinite(out->grad_norm);
-    out->skipped =
-        loss_scale_update(&state->loss_scale, found_inf) || (out->not_finite && cfg->on_nan == ON_NAN_SKIP);
-    if (!out->skipped && !out->not_finite) {
+    out->skipped = loss_scale_update(&state->loss_scale, found_inf) || out->not_finite;
+    if (!out->skipped) {
         update_weights(t, inverse_scale, out);
         state->scheduled_samples += batch_size;
     }
-    if (cfg->log_params_norm) out->params_norm = update_params_norm(t);
+    if (cfg->log_params_norm) out->params_norm = update_params_norm(&t->executor);
     out->learning_rate = lr_schedule_at(&t->lr, (double)state->scheduled_samples);
     timers_stop(t->timers, t->timer_optimizer);
     return 0;

@@ -190,9 +190,9 @@ int trainer_open(struct trainer *t, const struct config *cfg, struct err *err) {
     config_write_json(&t->config_json, cfg);
     if (open_loss_scale(t, err)) return -1;
     open_schedules(t);
-    update_initialize(t);
+    update_initialize(&t->executor);
     if (state_load(t, err)) return -1;
-    update_compute_copies(t);
+    update_compute_copies(&t->executor);
     t->start_iteration = t->state.iteration;
     if (open_data(t, err) || open_reports(t, err)) return -1;
     return 0;

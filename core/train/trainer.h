@@ -18,6 +18,7 @@
 #include "core/train/executor.h"
 #include "core/train/flops.h"
 #include "core/train/metrics.h"
+#include "core/train/update.h"
 
 /* What the flags mean for the plan: tokenizer (for the vocabulary), model, recompute policy, kernels. */
 struct setup {
@@ -87,16 +88,6 @@ int step_evaluate(struct trainer *t, struct loader *loader, int64_t batch_size, 
                   double *tokens_p, struct err *err);
 /* "lm loss is not finite" and the first bad tensor, found by repeating the micro-batches of the last step. */
 void step_diagnose(struct trainer *t, int64_t batch_size, struct str *out);
-
-/* update.c: weights. */
-void update_initialize(struct trainer *t);     /* initial weights and zero optimizer state */
-void update_compute_copies(struct trainer *t); /* 16-bit and packed copies from the masters */
-double update_grad_norm(struct trainer *t, int64_t *bad_p);
-double update_params_norm(struct trainer *t);
-double update_count_zeros(const struct trainer *t);
-void update_apply(struct trainer *t, double learning_rate, double decoupled_rate, double weight_decay,
-                  float grad_scale);
-uint64_t update_params_hash(const struct trainer *t);
 
 /* state.c: checkpoints. */
 int state_load(struct trainer *t, struct err *err);

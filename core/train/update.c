@@ -1,6 +1,6 @@
 /* Weights: their start, their update, and the copies that the kernels read. */
 #include "core/base/hash.h"
-#include "core/train/trainer.h"
+#include "core/train/update.h"
 #include <math.h>
 #include <string.h>
 
@@ -13,8 +13,7 @@ static struct rng_key init_key(const struct executor *e, const char *name) {
                             .micro_batch = (uint32_t)hash_bytes(name, strlen(name))};
 }
 
-void update_initialize(struct trainer *t) {
-    struct executor *e = &t->executor;
+void update_initialize(struct executor *e) {
     const struct plan *plan = e->plan;
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
@@ -30,30 +29,32 @@ void update_initialize(struct trainer *t) {
      * sooner */
 }
 
-void update_compute_copies(struct trainer *t) {
-    struct executor *e = &t->executor;
+/* The layouts that matrix products read, made from the master once per step. */
+static void pack(struct executor *e, const struct plan_param *p) {
+    enum dtype dtype = e->plan->request.model.dtype;
+    const float *master = executor_at(e, p->master);
+    if (p->packed_forward != SIZE_MAX)
+        KERNEL_CALL(gemm_pack, &e->stream, .dst = executor_at(e, p->packed_forward), .src = master,
+                    .k = p->dims[1], .n = p->dims[0], .trans = true, .dtype = dtype, .src_dtype = DTYPE_F32);
+    if (p->packed_backward != SIZE_MAX)
+        KERNEL_CALL(gemm_pack, &e->stream, .dst = executor_at(e, p->packed_backward), .src = master,
+                    .k = p->dims[0], .n = p->dims[1], .dtype = dtype, .src_dtype = DTYPE_F32);
+}
+
+void update_compute_copies(struct executor *e) {
     const struct plan *plan = e->plan;
-    enum dtype dtype = plan->request.model.dtype;
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
-        const float *master = executor_at(e, p->master);
         if (p->plain != SIZE_MAX)
-            KERNEL_CALL(cast, &e->stream, .dst = executor_at(e, p->plain), .src = master, .n = p->count,
-                        .dst_dtype = dtype, .src_dtype = DTYPE_F32);
-        if (p->packed_forward != SIZE_MAX)
-            KERNEL_CALL(gemm_pack, &e->stream, .dst = executor_at(e, p->packed_forward), .src = master,
-                        .k = p->dims[1], .n = p->dims[0], .trans = true, .dtype = dtype,
-                        .src_dtype = DTYPE_F32);
-        if (p->packed_backward != SIZE_MAX)
-            KERNEL_CALL(gemm_pack, &e->stream, .dst = executor_at(e, p->packed_backward), .src = master,
-                        .k = p->dims[0], .n = p->dims[1], .dtype = dtype, .src_dtype = DTYPE_F32);
+            KERNEL_CALL(cast, &e->stream, .dst = executor_at(e, p->plain), .src = executor_at(e, p->master),
+                        .n = p->count, .dst_dtype = plan->request.model.dtype, .src_dtype = DTYPE_F32);
+        pack(e, p);
     }
 }
 
 /* sqrt of the sum of squares over all parameters, of gradients or masters; one kernel per parameter, summed
  * in order. */
-static double norm_over(struct trainer *t, bool of_grads, int64_t *bad_p) {
-    struct executor *e = &t->executor;
+static double norm_over(struct executor *e, bool of_grads, int64_t *bad_p) {
     const struct plan *plan = e->plan;
     double *sums = executor_at(e, plan->reductions), total = 0;
     int64_t *bad = (int64_t *)(void *)(sums + plan->num_params);
@@ -72,59 +73,46 @@ double update_grad_norm(struct trainer *t, int64_t *bad_p) {
     return norm_over(t, true, bad_p);
 }
 
-double update_params_norm(struct trainer *t) {
+double update_params_norm(struct executor *e) {
     int64_t bad;
-    return norm_over(t, false, &bad);
+    return norm_over(e, false, &bad);
 }
 
-double update_count_zeros(const struct trainer *t) {
-    const struct plan *plan = t->executor.plan;
+double update_count_zeros(const struct executor *e) {
+    const struct plan *plan = e->plan;
     int64_t zeros = 0;
     for (int i = 0; i < plan->num_params; i++) {
-        const float *grad = executor_at(&t->executor, plan->params[i].grad);
+        const float *grad = executor_at(e, plan->params[i].grad);
         for (int64_t k = 0; k < plan->params[i].count; k++) zeros += grad[k] == 0;
     }
     return (double)zeros;
 }
 
-void update_apply(struct trainer *t, double learning_rate, double decoupled_rate, double weight_decay,
-                  float grad_scale) {
-    struct executor *e = &t->executor;
+void update_apply(struct executor *e, const struct update_options *o) {
     const struct plan *plan = e->plan;
-    const struct config *cfg = t->cfg;
-    double steps = (double)t->state.optimizer_steps;
-    enum dtype dtype = plan->request.model.dtype;
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
-        bool decays = p->decays || (p->is_qk_norm && cfg->apply_wd_to_qk_layernorm);
-        bool decoupled = t->has_decoupled_lr && p->is_embedding;
+        bool decays = p->decays || (p->is_qk_norm && o->decay_qk_norm);
         KERNEL_CALL(adamw, &e->stream, .master = executor_at(e, p->master), .m = executor_at(e, p->exp_avg),
                     .v = executor_at(e, p->exp_avg_sq), .grad = executor_at(e, p->grad),
                     .model = p->plain != SIZE_MAX ? executor_at(e, p->plain) : NULL, .n = p->count,
-                    .learning_rate = (float)(decoupled ? decoupled_rate : learning_rate),
-                    .beta1 = (float)cfg->adam_beta1, .beta2 = (float)cfg->adam_beta2,
-                    .epsilon = (float)cfg->adam_eps, .weight_decay = decays ? (float)weight_decay : 0,
-                    .bias_correction1 = (float)(1 - pow(cfg->adam_beta1, steps)),
-                    .bias_correction2 = (float)(1 - pow(cfg->adam_beta2, steps)), .grad_scale = grad_scale,
-                    .model_dtype = dtype);
-        const float *master = executor_at(e, p->master);
-        if (p->packed_forward != SIZE_MAX)
-            KERNEL_CALL(gemm_pack, &e->stream, .dst = executor_at(e, p->packed_forward), .src = master,
-                        .k = p->dims[1], .n = p->dims[0], .trans = true, .dtype = dtype,
-                        .src_dtype = DTYPE_F32);
-        if (p->packed_backward != SIZE_MAX)
-            KERNEL_CALL(gemm_pack, &e->stream, .dst = executor_at(e, p->packed_backward), .src = master,
-                        .k = p->dims[0], .n = p->dims[1], .dtype = dtype, .src_dtype = DTYPE_F32);
+                    .learning_rate = (float)(p->is_embedding ? o->embedding_learning_rate : o->learning_rate),
+                    .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = (float)o->epsilon,
+                    .weight_decay = decays ? (float)o->weight_decay : 0,
+                    .bias_correction1 = (float)(1 - pow(o->beta1, (double)o->step)),
+                    .bias_correction2 = (float)(1 - pow(o->beta2, (double)o->step)),
+                    .grad_scale = o->grad_scale, .model_dtype = plan->request.model.dtype);
+        pack(e, p);
     }
 }
 
-uint64_t update_params_hash(const struct trainer *t) {
-    const struct plan *plan = t->executor.plan;
+uint64_t update_params_hash(const struct executor *e) {
+    const struct plan *plan = e->plan;
     struct hash h;
     hash_init(&h);
     for (int i = 0; i < plan->num_params; i++) {
         hash_update(&h, plan->params[i].name, strlen(plan->params[i].name));
-        hash_update(&h, executor_at(&t->executor, plan->params[i].master), (size_t)plan->params[i].count * 4);
+        hash_update(&h, executor_at(e, plan->params[i].master), (size_t)plan->params[i].count * 4);
     }
     return hash_final(&h);
 }
