@@ -199,7 +199,7 @@ static void measure_optimizer(struct plan *plan) {
         enum dtype dtype = plan->request.model.dtype;
         KERNEL_CALL(normal_init, &stream, .x = p, .n = param->count);
         KERNEL_CALL(fill, &stream, .y = p, .n = param->count, .dtype = DTYPE_F32);
-        KERNEL_CALL(cast, &stream, .dst = p, .src = p, .n = param->count, .dst_dtype = dtype,
+        KERNEL_CALL(cast, &stream, .dst = p, .src = (char *)p + 64, .n = param->count, .dst_dtype = dtype,
                     .src_dtype = DTYPE_F32);
         KERNEL_CALL(sum_squares, &stream, .out = p, .x = p, .n = param->count, .dtype = DTYPE_F32);
         KERNEL_CALL(adamw, &stream, .master = p, .m = p, .v = p, .grad = p, .n = param->count,

@@ -69,8 +69,8 @@ static double norm_over(struct executor *e, bool of_grads, int64_t *bad_p) {
     return sqrt(total);
 }
 
-double update_grad_norm(struct trainer *t, int64_t *bad_p) {
-    return norm_over(t, true, bad_p);
+double update_grad_norm(struct executor *e, int64_t *bad_p) {
+    return norm_over(e, true, bad_p);
 }
 
 double update_params_norm(struct executor *e) {

@@ -1,0 +1,161 @@
+/* I1: loss and every gradient are bit-equal with recompute on and off, for all granularities, methods, layer
+ * counts and all subsets of modules, with dropout, in every dtype and attention; and the re-run ops are those
+ * of the closed form, so that equality is not bought by extra or missing work. The oracle of equality is the
+ * run with nothing recomputed, whose gradients tests/invariants/gradients_are_right.c proves against finite
+ * differences and golden tensors. */
+#include "tests/tiny_model.h"
+
+static void expect_equal(const char *what, struct model m, struct recompute_policy policy, double loss,
+                         const float *grads) {
+    struct plan_request request = tiny_request(m, policy);
+    struct tiny t;
+    tiny_open(&t, &request);
+    double again = tiny_step(&t, 5);
+    float *mine = tiny_grads(&t);
+    EXPECT(tiny_all_finite(mine, t.plan.num_parameters), "%s: not finite", what);
+    EXPECT(again == loss, "%s: loss %.17g, without recompute %.17g", what, again, loss);
+    int64_t different = 0;
+    for (int64_t i = 0; i < t.plan.num_parameters; i++) different += memcmp(&mine[i], &grads[i], 4) != 0;
+    EXPECT(different == 0, "%s: %lld of %lld gradients differ", what, (long long)different,
+           (long long)t.plan.num_parameters);
+    EXPECT(t.executor.high_water == t.plan.arena_bytes, "%s: measured peak %zu, planned %zu", what,
+           t.executor.high_water, t.plan.arena_bytes);
+    mem_free(mine);
+    tiny_close(&t);
+}
+
+static void expect_equal_for_all_policies(const char *name, struct model m) {
+    struct plan_request request = tiny_request(m, (struct recompute_policy){.granularity = RECOMPUTE_NONE});
+    struct tiny t;
+    char what[128];
+    tiny_open(&t, &request);
+    double loss = tiny_step(&t, 5);
+    float *grads = tiny_grads(&t);
+    EXPECT(isfinite(loss) && loss > 0, "%s: loss %g", name, loss);
+    EXPECT(tiny_all_finite(grads, t.plan.num_parameters), "%s: reference not finite", name);
+    double norm = 0;
+    for (int64_t i = 0; i < t.plan.num_parameters; i++) norm += (double)grads[i] * (double)grads[i];
+    EXPECT(norm > 0, "%s: gradients are all zero", name);
+    expect_equal(name, m, request.recompute, loss, grads);
+    for (recompute_set set = 0; set < RECOMPUTE_BIT(MODULE_COUNT); set++) {
+        if (set & RECOMPUTE_BIT(MODULE_layer)) continue;
+        snprintf(what, sizeof(what), "%s selective %#x", name, set);
+        expect_equal(what, m, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, set}, loss, grads);
+    }
+    for (int method = RECOMPUTE_UNIFORM; method <= RECOMPUTE_BLOCK; method++)
+        for (int n = 1; n <= (int)m.layers; n++) {
+            snprintf(what, sizeof(what), "%s full %s %d", name,
+                     method == RECOMPUTE_UNIFORM ? "uniform" : "block", n);
+            expect_equal(what, m,
+                         (struct recompute_policy){RECOMPUTE_FULL, (enum recompute_method)method, n, 0}, loss,
+                         grads);
+        }
+    mem_free(grads);
+    tiny_close(&t);
+}
+
+TEST(gpt_with_fused_attention) {
+    expect_equal_for_all_policies("gpt flash", tiny_gpt());
+}
+TEST(llama_with_fused_loss) {
+    expect_equal_for_all_policies("llama flash", tiny_llama());
+}
+
+TEST(gpt_with_unfused_attention) {
+    struct model m = tiny_gpt();
+    m.flash = false;
+    expect_equal_for_all_policies("gpt unfused", m);
+}
+
+TEST(every_dtype) {
+    for (int dtype = DTYPE_BF16; dtype <= DTYPE_F16; dtype++) {
+        struct model gpt = tiny_gpt(), llama = tiny_llama();
+        gpt.dtype = llama.dtype = (enum dtype)dtype;
+        expect_equal_for_all_policies(dtype_name(gpt.dtype), gpt);
+        expect_equal_for_all_policies(dtype_name(gpt.dtype), llama);
+        gpt.flash = false;
+        expect_equal_for_all_policies(dtype_name(gpt.dtype), gpt);
+    }
+}
+
+TEST(without_dropout) {
+    struct model m = tiny_gpt();
+    m.hidden_dropout = m.attention_dropout = 0;
+    expect_equal_for_all_policies("gpt without dropout", m);
+    m = tiny_llama();
+    m.hidden_dropout = m.attention_dropout = 0;
+    m.fused_loss = m.qk_norm = false;
+    expect_equal_for_all_policies("llama without dropout", m);
+}
+
+/* ---- the work done is the work intended ---- */
+
+static int count_reruns(const struct plan *plan, const char *op) {
+    int n = 0;
+    for (int s = 0; s < plan->num_segments; s++) {
+        const struct compiled *c = &plan->compiled[plan->segments[s].compiled];
+        for (int i = 0; i < c->backward.num_instrs; i++)
+            n += c->backward.at[i].kind == INSTR_RERUN &&
+                 (!op || !strcmp(c->program.ops[c->backward.at[i].op].name, op));
+    }
+    return n;
+}
+
+static void expect_reruns(struct model m, struct recompute_policy policy, const char *const *ops, int total) {
+    struct plan_request request = tiny_request(m, policy);
+    struct plan plan;
+    plan_build(&request, &plan);
+    int layers =
+        policy.granularity == RECOMPUTE_FULL && policy.method == RECOMPUTE_BLOCK ? policy.num_layers : 3;
+    int named = 0;
+    for (; *ops; ops++, named++) EXPECT_EQ(count_reruns(&plan, *ops), layers);
+    EXPECT_EQ(count_reruns(&plan, NULL), total < 0 ? layers * named : total);
+    plan_free(&plan);
+}
+
+#define OPS(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+TEST(reruns_are_those_of_the_closed_form) {
+    struct model flash = tiny_gpt(), unfused = tiny_gpt();
+    unfused.flash = false;
+    recompute_set attn = RECOMPUTE_BIT(MODULE_core_attn), mlp = RECOMPUTE_BIT(MODULE_mlp);
+    recompute_set norm = RECOMPUTE_BIT(MODULE_layernorm), act = RECOMPUTE_BIT(MODULE_mlp_act);
+    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_NONE, 0, 0, 0}, OPS(NULL), 0);
+    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, attn}, OPS("attention"), -1);
+    expect_reruns(unfused, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, attn},
+                  OPS("attention_scores", "softmax", "attention_dropout"),
+                  -1); /* the product with V is not re-run */
+    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, mlp},
+                  OPS("linear_fc1", "activation"), -1);
+    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, norm},
+                  OPS("input_layernorm", "pre_mlp_layernorm"), -1);
+    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, act}, OPS("activation"), -1);
+    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, act | mlp | norm},
+                  OPS("input_layernorm", "pre_mlp_layernorm", "linear_fc1", "activation"), -1);
+    /* full: all but the last linear and the last addition, which no backward reads */
+    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 1, 0},
+                  OPS("input_layernorm", "linear_qkv", "qkv_split", "attention", "linear_proj",
+                      "residual_attention", "pre_mlp_layernorm", "linear_fc1", "activation"),
+                  -1 * 1);
+    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_FULL, RECOMPUTE_BLOCK, 2, 0},
+                  OPS("attention", "linear_fc1"), 18);
+    /* a group of three re-runs the last linear and addition of its first two layers */
+    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 3, 0},
+                  OPS("attention", "linear_fc1"), 3 * 9 + 2 * 2);
+}
+
+TEST(full_recompute_costs_about_22_percent) {
+    struct model m = tiny_gpt();
+    m.seq = 16, m.hidden = 256, m.head_dim = 64, m.ffn = 1024, m.vocab = 64;
+    struct plan_request request =
+        tiny_request(m, (struct recompute_policy){RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 1, 0});
+    struct plan plan;
+    plan_build(&request, &plan);
+    double share = plan.step_rerun_gemm_flops / (plan.step_gemm_flops - plan.step_rerun_gemm_flops);
+    EXPECT(share > 0.20 && share < 0.23, "re-run share %.3f; 8 of 36 units of h^2 are 22%%", share);
+    plan_free(&plan);
+}
+
+RUN_TESTS(CASE(gpt_with_fused_attention), CASE(llama_with_fused_loss), CASE(gpt_with_unfused_attention),
+          CASE(every_dtype), CASE(without_dropout), CASE(reruns_are_those_of_the_closed_form),
+          CASE(full_recompute_costs_about_22_percent))

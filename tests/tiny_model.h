@@ -1,0 +1,123 @@
+#pragma once
+/* A tiny model trained without flags or data files: what the invariant tests run. One step = forward and
+ * backward of a few micro-batches of made-up tokens; the gradients, the loss and the bytes can then be
+ * compared. */
+#include "core/base/mem.h"
+#include "core/train/executor.h"
+#include "core/train/update.h"
+#include "tests/test.h"
+
+struct tiny {
+    struct plan plan;
+    struct arena arena;
+    struct executor executor;
+    struct threads *threads;
+};
+
+static inline struct model tiny_gpt(void) {
+    return (struct model){.layers = 3,
+                          .hidden = 32,
+                          .heads = 4,
+                          .groups = 4,
+                          .head_dim = 8,
+                          .ffn = 96,
+                          .seq = 12,
+                          .micro_batch = 2,
+                          .vocab = 64,
+                          .max_positions = 16,
+                          .dtype = DTYPE_F32,
+                          .norm_epsilon = 1e-5f,
+                          .learned_positions = true,
+                          .flash = true,
+                          .rotary_interpolation = 1,
+                          .linear_bias = true,
+                          .qkv_bias = true,
+                          .tied = true,
+                          .activation = ACTIVATION_GELU_TANH,
+                          .init_std = 0.1f,
+                          .output_init_std = 0.05f,
+                          .embedding_init_std = 0.1f,
+                          .hidden_dropout = 0.1f,
+                          .attention_dropout = 0.1f,
+                          .loss_chunk = 10};
+}
+
+static inline struct model tiny_llama(void) {
+    struct model m = tiny_gpt();
+    m.groups = 2;
+    m.rms = m.qk_norm = true;
+    m.learned_positions = m.linear_bias = m.qkv_bias = m.tied = false;
+    m.rotary_dim = 8;
+    m.rotary_base = 10000;
+    m.activation = ACTIVATION_SWIGLU;
+    m.fused_loss = true;
+    return m;
+}
+
+static inline struct plan_request tiny_request(struct model m, struct recompute_policy policy) {
+    return (struct plan_request){
+        .model = m, .recompute = policy, .micro_batches = 3, .kernels = kernels_cpu()};
+}
+
+static inline void tiny_open(struct tiny *t, const struct plan_request *request) {
+    struct err err;
+    *t = (struct tiny){0};
+    plan_build(request, &t->plan);
+    CHECK(arena_open(&t->arena, t->plan.arena_bytes, &err) == 0, "%s", err.text);
+    executor_open(&t->executor, &t->plan, &t->arena, request->threads, 1234);
+    update_initialize(&t->executor);
+    update_compute_copies(&t->executor);
+}
+
+static inline void tiny_close(struct tiny *t) {
+    executor_close(&t->executor);
+    arena_close(&t->arena);
+    plan_free(&t->plan);
+}
+
+/* Made-up tokens of micro-batch `index`: a function of the position alone. One row's loss is masked out. */
+static inline void tiny_fill(const struct model *m, int index, int32_t *tokens, int32_t *labels,
+                             int32_t *positions, float *mask) {
+    for (int64_t i = 0; i < m->seq * m->micro_batch; i++) {
+        uint32_t x = (uint32_t)(i * 2654435761u + (uint32_t)index * 40503u + 12345u);
+        tokens[i] = (int32_t)((x >> 7) % (uint32_t)m->vocab);
+        labels[i] = (int32_t)((x >> 13) % (uint32_t)m->vocab);
+        positions[i] = (int32_t)(i % m->seq);
+        mask[i] = i % 7 == 3 ? 0.0f : 1.0f;
+    }
+}
+
+/* One step without update; returns the loss sum. Gradients are in the arena. */
+static inline double tiny_step(struct tiny *t, int64_t iteration) {
+    const struct model *m = &t->plan.request.model;
+    size_t n = (size_t)(m->seq * m->micro_batch);
+    int32_t *tokens = mem_new_array(int32_t, 3 * n, "tiny"), *labels = tokens + n, *positions = labels + n;
+    float *mask = mem_new_array(float, n, "tiny");
+    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true};
+    executor_begin_step(&t->executor, iteration);
+    for (int i = 0; i < t->plan.num_actions; i++) {
+        micro.index = t->plan.actions[i].micro_batch;
+        tiny_fill(m, micro.index, tokens, labels, positions, mask);
+        executor_run(&t->executor, &t->plan.actions[i], &micro);
+    }
+    mem_free(tokens);
+    mem_free(mask);
+    return t->executor.loss_sum;
+}
+
+/* All gradients, one after the other. Owned by the caller. */
+static inline float *tiny_grads(const struct tiny *t) {
+    float *all = mem_new_array(float, (size_t)t->plan.num_parameters, "tiny gradients"), *at = all;
+    for (int i = 0; i < t->plan.num_params; i++) {
+        const struct plan_param *p = &t->plan.params[i];
+        memcpy(at, t->arena.base + p->grad, (size_t)p->count * sizeof(float));
+        at += p->count;
+    }
+    return all;
+}
+
+static inline bool tiny_all_finite(const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(x[i])) return false;
+    return true;
+}
