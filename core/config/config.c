@@ -27,9 +27,9 @@
 
 /* A group is known by its first row: the enum counts the rows, and steps back after each group. */
 enum {
-#define GROUP(id, title, from_checkpoint)           FIRST_##id, BACK_##id = FIRST_##id - 1,
-#define FLAG(kind, field, names, def, limits, help) ROW_##field,
-#define SAME(kind, field, names, def, limits, help) ROW_##field,
+#define GROUP(id, title, from_checkpoint, shapes_result) FIRST_##id, BACK_##id = FIRST_##id - 1,
+#define FLAG(kind, field, names, def, limits, help)      ROW_##field,
+#define SAME(kind, field, names, def, limits, help)      ROW_##field,
 #include "core/config/flags.def"
 #undef GROUP
 #undef FLAG
@@ -37,7 +37,7 @@ enum {
 };
 
 const struct flag_group flag_groups[] = {
-#define GROUP(id, title, from_checkpoint) {title, from_checkpoint, FIRST_##id},
+#define GROUP(id, title, from_checkpoint, shapes_result) {title, from_checkpoint, shapes_result, FIRST_##id},
 #define FLAG(kind, field, names, def, limits, help)
 #define SAME(kind, field, names, def, limits, help)
 #include "core/config/flags.def"
@@ -68,7 +68,7 @@ const int flag_group_count = ARRAY_COUNT(flag_groups);
      .same = (same_)},
 
 const struct flag_row flag_rows[CONFIG_FLAG_COUNT] = {
-#define GROUP(id, title, from_checkpoint)
+#define GROUP(id, title, from_checkpoint, shapes_result)
 #define FLAG(kind, field, names, def, limits, help) ROW(kind, field, names, def, limits, help, false)
 #define SAME(kind, field, names, def, limits, help) ROW(kind, field, names, def, limits, help, true)
 #include "core/config/flags.def"

@@ -5,7 +5,7 @@
  *     struct config cfg;
  *     struct err err;
  *     if (config_parse(argc, argv, &cfg, &err)) { ...print err.text, exit 2... }
- *     if (cfg.help) { config_help(stdout); config_free(&cfg); exit(0); }
+ *     if (config_answer(stdout, &cfg)) { ...exit 0... }     // --help and its kind
  *     // with --use-checkpoint-args: config_load_json(&cfg, text, length, name, &err)
  *     if (config_validate(&cfg, modules, module_count, &err)) { ...exit 2... }
  *     config_print_notes(stderr, &cfg);
@@ -70,7 +70,7 @@ struct config_ints {
 };
 
 enum config_flag {
-#define GROUP(id, title, from_checkpoint)
+#define GROUP(id, title, from_checkpoint, shapes_result)
 #define FLAG(kind, field, names, def, limits, help) CONFIG_FLAG_##field,
 #define SAME(kind, field, names, def, limits, help) CONFIG_FLAG_##field,
 #include "core/config/flags.def"
@@ -105,7 +105,7 @@ struct config_batch_stage {
 #define CONFIG_FIELD_INTS(field)   struct config_ints field;
 
 struct config {
-#define GROUP(id, title, from_checkpoint)
+#define GROUP(id, title, from_checkpoint, shapes_result)
 #define FLAG(kind, field, names, def, limits, help) CONFIG_FIELD_##kind(field)
 #define SAME(kind, field, names, def, limits, help) CONFIG_FIELD_##kind(field)
 #include "core/config/flags.def"
@@ -124,8 +124,9 @@ struct config {
     double output_init_std;     /* of attention and MLP output weights: init_method_std / sqrt(2 * layers) */
     double split_weights[3];    /* train, validation, test; sum 1 */
     int64_t batch_stage_count;  /* at least 1 */
-    const struct config_batch_stage *batch_stages; /* by rising first_sample; the first is 0 */
-    int64_t lr_decay_steps, lr_warmup_steps, lr_wsd_decay_steps, wd_incr_steps; /* in samples */
+    const struct config_batch_stage *batch_stages;             /* by rising first_sample; the first is 0 */
+    int64_t lr_decay_steps, lr_wsd_decay_steps, wd_incr_steps; /* in samples; 0 without --train-iters */
+    double lr_warmup_steps;                                    /* in samples, may have a fraction */
 
     /* Provenance and memory. */
     unsigned char origin[CONFIG_FLAG_COUNT];     /* enum config_origin */
@@ -173,6 +174,8 @@ void config_print_notes(FILE *out, const struct config *cfg);
 void config_print_resolved(FILE *out, const struct config *cfg);
 /* {"num_layers": {"value": 4, "origin": "command line"}, ...} */
 void config_write_json(struct str *out, const struct config *cfg);
+/* Prints what --help, --help-recompute and --help-markdown ask for; false when none was given. */
+bool config_answer(FILE *out, const struct config *cfg);
 void config_help(FILE *out);
 void config_help_recompute(FILE *out);
 void config_write_flags_markdown(FILE *out);

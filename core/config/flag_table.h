@@ -35,7 +35,7 @@ struct flag_row {
 
 struct flag_group {
     const char *title;
-    bool from_checkpoint;
+    bool from_checkpoint, shapes_result;
     int first; /* row */
 };
 
@@ -66,14 +66,19 @@ void *config_keep(struct config *cfg, size_t bytes);
 const char *config_keep_text(struct config *cfg, const char *text, size_t length);
 void config_note(struct config *cfg, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* The flag that `name` ("--lr") spells, an older spelling of Megatron-LM's included (with a note), or -1 with a message:
- * not built yet, gone, or unknown with the nearest name. `where` and `shown` start the message. */
+/* The flag that `name` ("--lr") spells, an older spelling of Megatron-LM's included (with a note), or -1 with
+ * a message: not built yet, gone, or unknown with the nearest name. `where` and `shown` start the message. */
 int flag_lookup(struct config *cfg, const char *name, const char *shown, const char *where, struct err *err);
 /* Is it a flag of Megatron-LM that this program refuses? */
 bool flag_is_missing(const char *name);
 
 int config_load_yaml(struct config *cfg, const char *path, struct err *err);
-int config_load_yaml_text(struct config *cfg, const char *text, size_t length, const char *name, struct err *err);
+int config_load_yaml_text(struct config *cfg, const char *text, size_t length, const char *name,
+                          struct err *err);
 
 /* Sets the origin of a derived value; `from` is a string literal. */
 void config_derive(struct config *cfg, enum config_flag flag, const char *from);
+/* "default", "command line", "derived from --hidden-size" ... */
+void config_format_origin(const struct config *cfg, int flag, struct str *out);
+/* The sections of docs/flags.md about Megatron-LM's other flags. */
+void config_write_missing_markdown(FILE *out);

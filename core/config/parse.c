@@ -73,10 +73,11 @@ int flag_lookup(struct config *cfg, const char *name, const char *shown, const c
         return missing->maps_to;
     }
     if (missing && missing->kind == NOT_BUILT) {
-        return err_set(err, "%s%s is a Megatron-LM flag that this program does not have yet: %s", where, shown,
-                       missing->text);
+        return err_set(err, "%s%s is a Megatron-LM flag that this program does not have yet: %s", where,
+                       shown, missing->text);
     }
-    if (missing) return err_set(err, "%s%s is no longer a flag of Megatron-LM: %s", where, shown, missing->text);
+    if (missing)
+        return err_set(err, "%s%s is no longer a flag of Megatron-LM: %s", where, shown, missing->text);
     const char *nearest = flag_nearest(name);
     if (nearest) return err_set(err, "%s%s is not a flag; did you mean %s?", where, shown, nearest);
     return err_set(err, "%s%s is not a flag; --help lists all of them", where, shown);
@@ -107,8 +108,8 @@ static int parse_stray(const char *word, int last, const char *last_name, struct
         return err_set(err, "'%s' after %s: %s is a switch and takes no value; drop '%s'", word, last_name,
                        last_name, word);
     }
-    return err_set(err, "'%s' after %s: %s takes one value; quote it if it holds spaces, drop '%s' if not", word,
-                   last_name, last_name, word);
+    return err_set(err, "'%s' after %s: %s takes one value; quote it if it holds spaces, drop '%s' if not",
+                   word, last_name, last_name, word);
 }
 
 /* Splits "--name=value"; the name goes to the config's memory, value is NULL without '='. */
@@ -129,8 +130,8 @@ static int lookup_word(struct config *cfg, const char *name, struct err *err) {
     }
     if (name[1] != '-' && flag_find(name) < 0) {
         const char *doubled = flag_nearest(name);
-        return err_set(err, "%s is not a flag: flags start with --%s%s%s", name, doubled ? "; did you mean " : "",
-                       doubled ? doubled : "", doubled ? "?" : "");
+        return err_set(err, "%s is not a flag: flags start with --%s%s%s", name,
+                       doubled ? "; did you mean " : "", doubled ? doubled : "", doubled ? "?" : "");
     }
     return flag_lookup(cfg, name, name, "", err);
 }
@@ -184,7 +185,8 @@ static int parse_words(int argc, const char *const *argv, struct config *cfg, st
 static void note_same(struct config *cfg) {
     for (int flag = 0; flag < CONFIG_FLAG_COUNT; flag++) {
         const struct flag_row *row = &flag_rows[flag];
-        if (!row->same || !config_flag_is_given(cfg, flag) || cfg->origin[flag] == CONFIG_CHECKPOINT) continue;
+        if (!row->same || !config_flag_is_given(cfg, flag) || cfg->origin[flag] == CONFIG_CHECKPOINT)
+            continue;
         struct str value = {0};
         if (flag_takes_value(row)) str_puts(&value, " "), flag_format_value(cfg, flag, &value);
         config_note(cfg, "%s%s: %s", row->names, value.data ? value.data : "", row->help);
@@ -200,4 +202,29 @@ int config_parse(int argc, const char *const *argv, struct config *cfg, struct e
     }
     note_same(cfg);
     return 0;
+}
+
+/* ---- documentation ---- */
+
+void config_write_missing_markdown(FILE *out) {
+    fprintf(out, "\n## Older spellings\n\n| flag | here |\n|---|---|\n");
+    for (size_t i = 0; i < ARRAY_COUNT(missing_flags); i++) {
+        const struct missing_flag *m = &missing_flags[i];
+        if (m->kind == MAPPED_FLAG) fprintf(out, "| `%s` | %s |\n", m->name, m->text);
+    }
+    for (size_t i = 0; i < ARRAY_COUNT(missing_flags); i++) {
+        const struct missing_flag *m = &missing_flags[i];
+        if (m->kind == GONE_FLAG) fprintf(out, "| `%s` | refused: %s |\n", m->name, m->text);
+    }
+    fprintf(out, "\n## Flags of Megatron-LM that this program does not have yet\n\n"
+                 "They are refused by name, exit status 2, with the reason given here.\n");
+    const char *text = NULL;
+    for (size_t i = 0; i < ARRAY_COUNT(missing_flags); i++) {
+        const struct missing_flag *m = &missing_flags[i];
+        if (m->kind != NOT_BUILT) continue;
+        if (m->text != text) fprintf(out, "%s\n* %s: ", text ? "\n" : "", m->text);
+        fprintf(out, "%s`%s`", m->text == text ? ", " : "", m->name);
+        text = m->text;
+    }
+    fprintf(out, "\n");
 }

@@ -1,8 +1,6 @@
-/* A config as text: the table of arguments, JSON, --help and docs/flags.md. */
+/* Values as text, the table of arguments, and the hash. */
 #include "core/config/flag_table.h"
 #include "core/base/hash.h"
-#include "core/base/json.h"
-#include "core/base/mem.h"
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -14,12 +12,11 @@ static void format_float(double x, struct str *out) {
         snprintf(text, sizeof(text), "%.*g", digits, x);
         if (strtod(text, NULL) == x) break;
     }
-    if (!strpbrk(text, "einf")) {
-        double size = x < 0 ? -x : x;
-        if (size >= 1e16) snprintf(text, sizeof(text), "%.16e", x);
-        else if (!strchr(text, '.')) snprintf(text, sizeof(text), "%.1f", x);
+    if (!strchr(text, 'e')) {
+        if (!strchr(text, '.')) snprintf(text, sizeof(text), "%.1f", x);
     } else if (x >= 1e4 && x < 1e16) {
-        snprintf(text, sizeof(text), "%.1f", x);
+        snprintf(text, sizeof(text), "%.1f",
+                 x); /* a whole number, as fewer digits than its size were enough */
     }
     str_puts(out, text);
 }
@@ -65,8 +62,85 @@ void flag_format_value(const struct config *cfg, int flag, struct str *out) {
         for (int64_t i = 0; i < texts->count; i++) str_printf(out, "%s%s", i ? " " : "", texts->items[i]);
         break;
     case FLAG_INTS:
-        for (int64_t i = 0; i < ints->count; i++) str_printf(out, "%s%lld", i ? " " : "", (long long)ints->items[i]);
+        for (int64_t i = 0; i < ints->count; i++)
+            str_printf(out, "%s%lld", i ? " " : "", (long long)ints->items[i]);
         break;
     }
     if (!out->data) str_puts(out, "");
+}
+
+/* ---- the table of arguments ---- */
+
+void config_format_origin(const struct config *cfg, int flag, struct str *out) {
+    static const char *const names[] = {"default", "derived", "checkpoint", "yaml", "command line"};
+    str_puts(out, names[cfg->origin[flag]]);
+    if (cfg->origin[flag] == CONFIG_DERIVED) str_printf(out, " from %s", cfg->derived_from[flag]);
+}
+
+static int compare_lines(const void *a, const void *b) {
+    const char *const *x = a, *const *y = b;
+    int order = strcasecmp(*x, *y);
+    return order ? order : strcmp(*x, *y);
+}
+
+/* Lists in Python's manner, so that readers of Megatron-LM's table read this one. */
+static void format_shown(const struct config *cfg, int flag, struct str *out) {
+    const struct config_texts *texts = flag_field(cfg, flag);
+    const struct config_ints *ints = flag_field(cfg, flag);
+    bool is_texts = flag_rows[flag].kind == FLAG_TEXTS;
+    if (!flag_is_list(&flag_rows[flag]) || !config_flag_is_set(cfg, flag)) {
+        flag_format_value(cfg, flag, out);
+        return;
+    }
+    int64_t count = is_texts ? texts->count : ints->count;
+    str_puts(out, "[");
+    for (int64_t i = 0; i < count; i++) {
+        if (is_texts)
+            str_printf(out, "%s'%s'", i ? ", " : "", texts->items[i]);
+        else
+            str_printf(out, "%s%lld", i ? ", " : "", (long long)ints->items[i]);
+    }
+    str_puts(out, "]");
+}
+
+void config_print_resolved(FILE *out, const struct config *cfg) {
+    struct str lines[CONFIG_FLAG_COUNT] = {{0}};
+    const char *sorted[CONFIG_FLAG_COUNT];
+    for (int flag = 0; flag < CONFIG_FLAG_COUNT; flag++) {
+        struct str *line = &lines[flag];
+        int name_length = (int)strlen(flag_rows[flag].field), dots = name_length < 48 ? 48 - name_length : 1;
+        str_printf(line, "  %s ", flag_rows[flag].field);
+        while (dots--) str_puts(line, ".");
+        str_puts(line, " ");
+        format_shown(cfg, flag, line);
+        str_puts(line, "  (");
+        config_format_origin(cfg, flag, line);
+        str_puts(line, ")");
+        sorted[flag] = line->data;
+    }
+    qsort(sorted, CONFIG_FLAG_COUNT, sizeof(*sorted), compare_lines);
+    fprintf(out, "------------------------ arguments ------------------------\n");
+    for (int i = 0; i < CONFIG_FLAG_COUNT; i++) fprintf(out, "%s\n", sorted[i]);
+    fprintf(out, "-------------------- end of arguments ---------------------\n");
+    for (int flag = 0; flag < CONFIG_FLAG_COUNT; flag++) str_free(&lines[flag]);
+}
+
+void config_print_notes(FILE *out, const struct config *cfg) {
+    if (cfg->notes.data) fputs(cfg->notes.data, out);
+}
+
+/* ---- hash ---- */
+
+uint64_t config_hash(const struct config *cfg) {
+    struct hash hash;
+    hash_init(&hash);
+    for (int flag = 0; flag < CONFIG_FLAG_COUNT; flag++) {
+        struct str value = {0};
+        if (!flag_group_of(flag)->shapes_result) continue;
+        str_printf(&value, "%s=", flag_rows[flag].field);
+        flag_format_value(cfg, flag, &value);
+        hash_update(&hash, value.data, value.length + 1);
+        str_free(&value);
+    }
+    return hash_final(&hash);
 }

@@ -1,9 +1,10 @@
 /* --yaml-cfg: the same flags from a YAML file, through libyaml's event parser.
  *
- * Keys are field names (layernorm_epsilon) or flag names with or without dashes and leading "--" (norm-epsilon). A
- * mapping under a key is a section: its name is free and its keys are flags, as in Megatron-LM's own files. Values are
- * scalars or lists of scalars; null, ~ and None mean unset. Anchors and aliases, tags that change a type and a second
- * document are refused; files are at most 1 MiB and 8 sections deep. */
+ * Keys are field names (layernorm_epsilon) or flag names with or without dashes and leading "--"
+ * (norm-epsilon). A mapping under a key is a section: its name is free and its keys are flags, as in
+ * Megatron-LM's own files. Values are scalars or lists of scalars; null, ~ and None mean unset. Anchors and
+ * aliases, tags that change a type and a second document are refused; files are at most 1 MiB and 8 sections
+ * deep. */
 #include "core/config/flag_table.h"
 #include "core/base/mem.h"
 #include <errno.h>
@@ -32,7 +33,8 @@ static int next(struct reader *r) {
     if (r->have_event) yaml_event_delete(&r->event);
     r->have_event = yaml_parser_parse(&r->parser, &r->event);
     if (!r->have_event) return fail(r, "this is not YAML", r->parser.problem);
-    if (r->event.type == YAML_ALIAS_EVENT) return fail(r, "aliases (*name) are refused; write the value out", NULL);
+    if (r->event.type == YAML_ALIAS_EVENT)
+        return fail(r, "aliases (*name) are refused; write the value out", NULL);
     return 0;
 }
 
@@ -52,9 +54,8 @@ static int scalar_text(struct reader *r, const char **text_p) {
 }
 
 static bool is_null(const char *text, bool plain) {
-    return !strcmp(text, "None") ||
-           (plain && (!*text || !strcmp(text, "~") || !strcmp(text, "null") || !strcmp(text, "Null") ||
-                      !strcmp(text, "NULL")));
+    return !strcmp(text, "None") || (plain && (!*text || !strcmp(text, "~") || !strcmp(text, "null") ||
+                                               !strcmp(text, "Null") || !strcmp(text, "NULL")));
 }
 
 static bool is_false(const char *text) {
@@ -95,12 +96,15 @@ static int set_key(struct reader *r, const char *key, size_t line, const char *c
     if (flag == CONFIG_FLAG_yaml_cfg) return err_set(r->err, "%s: a YAML file cannot name another", shown);
     if (r->cfg->origin[flag] == CONFIG_COMMAND_LINE) return 0;
     if (null) {
-        if (strcmp(row->default_text, "None")) return 0; /* null leaves a flag with a default of its own alone */
+        if (strcmp(row->default_text, "None"))
+            return 0; /* null leaves a flag with a default of its own alone */
         words = &none, count = 1;
     } else if (!flag_is_list(row) && count != 1) {
         return err_set(r->err, "%s: takes one value, not a list", shown);
     } else if (inverted && !flag_takes_value(row)) {
-        words = is_false(words[0]) ? &yes : !strcmp(words[0], "true") || !strcmp(words[0], "True") ? &no : words;
+        words = is_false(words[0])                                       ? &yes
+                : !strcmp(words[0], "true") || !strcmp(words[0], "True") ? &no
+                                                                         : words;
     }
     r->cfg->origin[flag] = CONFIG_YAML;
     return flag_set_words(r->cfg, flag, words, count, shown, r->err);
@@ -116,8 +120,8 @@ static int read_value(struct reader *r, const char *key, bool *seen) {
     const char *text;
     if (r->event.type == YAML_SCALAR_EVENT) {
         if (scalar_text(r, &text)) return -1;
-        return set_key(r, key, line, &text, 1, is_null(text, r->event.data.scalar.style == YAML_PLAIN_SCALAR_STYLE),
-                       seen);
+        return set_key(r, key, line, &text, 1,
+                       is_null(text, r->event.data.scalar.style == YAML_PLAIN_SCALAR_STYLE), seen);
     }
     if (check_plain(r, r->event.data.sequence_start.anchor, r->event.data.sequence_start.tag)) return -1;
     const char **words = NULL;
@@ -128,7 +132,8 @@ static int read_value(struct reader *r, const char *key, bool *seen) {
         status = scalar_text(r, &words[count++]);
         if (!status) status = next(r);
     }
-    if (!status && r->event.type != YAML_SEQUENCE_END_EVENT) status = fail(r, "a list holds plain values only", key);
+    if (!status && r->event.type != YAML_SEQUENCE_END_EVENT)
+        status = fail(r, "a list holds plain values only", key);
     if (!status) status = set_key(r, key, line, words, count, false, seen);
     mem_free(words);
     return status;
@@ -141,7 +146,8 @@ static int read_document(struct reader *r) {
     if (r->event.type == YAML_STREAM_END_EVENT) return 0;
     if (next(r)) return -1;
     if (r->event.type == YAML_SCALAR_EVENT && !r->event.data.scalar.length) return 0;
-    if (r->event.type != YAML_MAPPING_START_EVENT) return fail(r, "the file must hold 'flag: value' lines", NULL);
+    if (r->event.type != YAML_MAPPING_START_EVENT)
+        return fail(r, "the file must hold 'flag: value' lines", NULL);
     if (check_plain(r, r->event.data.mapping_start.anchor, r->event.data.mapping_start.tag)) return -1;
     depth = 1;
     while (depth) {
@@ -162,7 +168,8 @@ static int read_document(struct reader *r) {
     return 0;
 }
 
-int config_load_yaml_text(struct config *cfg, const char *text, size_t length, const char *name, struct err *err) {
+int config_load_yaml_text(struct config *cfg, const char *text, size_t length, const char *name,
+                          struct err *err) {
     struct reader r = {.cfg = cfg, .path = name, .err = err};
     CHECK(yaml_parser_initialize(&r.parser), "libyaml does not start");
     yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, length);
@@ -191,11 +198,15 @@ int config_load_yaml(struct config *cfg, const char *path, struct err *err) {
 
 int config_load_yaml(struct config *cfg, const char *path, struct err *err) {
     (void)cfg;
-    return err_set(err, "--yaml-cfg %s: this binary was built without YAML; install libyaml-dev and run make again, "
-                        "or give the flags on the command line", path);
+    return err_set(
+        err,
+        "--yaml-cfg %s: this binary was built without YAML; install libyaml-dev and run make again, "
+        "or give the flags on the command line",
+        path);
 }
 
-int config_load_yaml_text(struct config *cfg, const char *text, size_t length, const char *name, struct err *err) {
+int config_load_yaml_text(struct config *cfg, const char *text, size_t length, const char *name,
+                          struct err *err) {
     (void)text, (void)length;
     return config_load_yaml(cfg, name, err);
 }

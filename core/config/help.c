@@ -1,0 +1,204 @@
+/* --help, --help-recompute and docs/flags.md: the table, written out. */
+#include "core/config/flag_table.h"
+#include <string.h>
+
+/* What stands after the flag: "N", "X", "{full,selective}", "WORD ...". */
+static void format_argument(const struct flag_row *row, struct str *out) {
+    switch (row->kind) {
+    case FLAG_INT:
+        str_puts(out, " N");
+        break;
+    case FLAG_FLOAT:
+        str_puts(out, " X");
+        break;
+    case FLAG_SIZE:
+        str_puts(out, " SIZE");
+        break;
+    case FLAG_TEXT:
+        str_puts(out, " TEXT");
+        break;
+    case FLAG_TEXTS:
+        str_puts(out, row->limits[0] == '*' ? " [WORD ...]" : " WORD ...");
+        break;
+    case FLAG_INTS:
+        str_puts(out, row->limits[0] == '3' ? " N N N" : " N ...");
+        break;
+    case FLAG_CHOICE:
+        for (const struct flag_choice *c = row->choices, *first = NULL; c->word; c++) {
+            if (c->why_not) continue;
+            str_printf(out, "%s%s", first ? "," : " {", c->word);
+            first = c;
+        }
+        str_puts(out, "}");
+        break;
+    case FLAG_ON:
+    case FLAG_OFF:
+        break;
+    }
+}
+
+static void format_names(const struct flag_row *row, struct str *out) {
+    for (const char *n = row->names; *n; n += strlen(n) + 1)
+        str_printf(out, "%s%s", n == row->names ? "" : ", ", n);
+}
+
+/* Wraps text at 110 columns behind an indent. */
+static void print_wrapped(FILE *out, const char *text, int indent) {
+    int column = 0;
+    while (*text) {
+        int length = (int)strcspn(text, " ");
+        if (column && column + 1 + length > 110) fputc('\n', out), column = 0;
+        if (!column)
+            column = fprintf(out, "%*s", indent, "");
+        else
+            column += fprintf(out, " ");
+        column += fprintf(out, "%.*s", length, text);
+        text += length;
+        text += strspn(text, " ");
+    }
+    fputc('\n', out);
+}
+
+static void print_flag(FILE *out, const struct flag_row *row) {
+    struct str head = {0}, body = {0};
+    format_names(row, &head);
+    format_argument(row, &head);
+    fprintf(out, "  %s\n", head.data);
+    str_puts(&body, row->help);
+    if (flag_takes_value(row) && strcmp(row->default_text, "None"))
+        str_printf(&body, " (default %s)", row->default_text);
+    print_wrapped(out, body.data, 6);
+    str_free(&head), str_free(&body);
+}
+
+void config_help(FILE *out) {
+    fprintf(out,
+            "usage: pretrain_gpt --num-layers N --hidden-size N --num-attention-heads N --seq-length N\n"
+            "           --max-position-embeddings N --micro-batch-size N --train-iters N --lr X\n"
+            "           (--data-path PREFIX | --mock-data) [flags]\n\n"
+            "Pretrains GPT and Llama models with Megatron-LM's flags. Smallest run:\n\n"
+            "    pretrain_gpt --num-layers 4 --hidden-size 256 --num-attention-heads 8 --seq-length 256 "
+            "--max-position-embeddings 256 \\\n"
+            "        --micro-batch-size 4 --train-iters 20 --lr 1e-3 --bf16 --mock-data --vocab-size 1024\n\n"
+            "The word None unsets a flag whose default is None. The command line wins over --yaml-cfg.\n");
+    for (int g = 0; g < flag_group_count; g++) {
+        int end = g + 1 < flag_group_count ? flag_groups[g + 1].first : CONFIG_FLAG_COUNT;
+        fprintf(out, "\n%s:\n", flag_groups[g].title);
+        for (int flag = flag_groups[g].first; flag < end; flag++) print_flag(out, &flag_rows[flag]);
+    }
+}
+
+void config_help_recompute(FILE *out) {
+    fputs("Recompute trades work for memory: what backward needs is computed again instead of kept. The "
+          "result never\n"
+          "changes: losses and gradients are bit-equal with every setting below. --dry-run prints what a "
+          "setting saves.\n"
+          "\n"
+          "  1. Nothing recomputed (the default): fastest, most memory.\n"
+          "\n"
+          "  2. The attention core. Frees the s x s scores of --attention-backend unfused, and the attention "
+          "output\n"
+          "     with flash; almost no extra work.\n"
+          "         --recompute-activations\n"
+          "     which is short for\n"
+          "         --recompute-granularity selective --recompute-modules core_attn\n"
+          "\n"
+          "  3. Cheap modules first: norm outputs cost no matrix product to make again.\n"
+          "         --recompute-granularity selective --recompute-modules layernorm core_attn\n"
+          "\n"
+          "  4. The MLP too: its inner activations are the largest part of a layer.\n"
+          "         --recompute-granularity selective --recompute-modules core_attn layernorm mlp\n"
+          "\n"
+          "  5. Whole layers, each on its own: only layer inputs are kept.\n"
+          "         --recompute-granularity full --recompute-method uniform --recompute-num-layers 1\n"
+          "\n"
+          "  6. Groups of N layers: one kept input per group, but N layers alive at once during backward; "
+          "the least\n"
+          "     memory is near N = sqrt(layers).\n"
+          "         --recompute-granularity full --recompute-method uniform --recompute-num-layers 4\n"
+          "\n"
+          "  7. Only as much as needed: the first N layers are recomputed, the others kept. Raise N until it "
+          "fits.\n"
+          "         --recompute-granularity full --recompute-method block --recompute-num-layers 8\n"
+          "\n"
+          "--recompute-trace prints, op by op, what is saved and what is recomputed. docs/recompute.md has "
+          "the details.\n",
+          out);
+}
+
+/* ---- docs/flags.md ---- */
+
+/* '|' ends a cell of a table, '<' starts HTML. */
+static void print_cell(FILE *out, const char *text) {
+    for (; *text; text++) {
+        if (*text == '|' || *text == '<') fputc('\\', out);
+        fputc(*text, out);
+    }
+}
+
+static void print_allowed(FILE *out, const struct flag_row *row) {
+    struct str allowed = {0};
+    if (flag_takes_value(row)) {
+        flag_describe_values(row, &allowed);
+        print_cell(out, allowed.data);
+    } else {
+        fprintf(out, "switch");
+    }
+    str_free(&allowed);
+}
+
+static void print_row(FILE *out, const struct flag_row *row) {
+    fprintf(out, "| ");
+    for (const char *n = row->names; *n; n += strlen(n) + 1)
+        fprintf(out, "%s`%s`", n == row->names ? "" : ", ", n);
+    fprintf(out, " | `%s` | ", row->field);
+    print_allowed(out, row);
+    fprintf(out, " | %s | ", row->default_text);
+    print_cell(out, row->help);
+    fprintf(out, " |\n");
+}
+
+static void print_refused_words(FILE *out) {
+    fprintf(out, "\n## Values of Megatron-LM that are refused\n\n| flag | value | why, and what to do "
+                 "|\n|---|---|---|\n");
+    for (int flag = 0; flag < CONFIG_FLAG_COUNT; flag++) {
+        const struct flag_row *row = &flag_rows[flag];
+        if (row->kind != FLAG_CHOICE) continue;
+        for (const struct flag_choice *c = row->choices; c->word; c++) {
+            if (c->why_not) fprintf(out, "| `%s` | `%s` | %s |\n", row->names, c->word, c->why_not);
+        }
+    }
+}
+
+void config_write_flags_markdown(FILE *out) {
+    fputs(
+        "# Flags\n\n"
+        "Generated by `scripts/make_flags_doc.sh` from `core/config/flags.def`; a test compares the two.\n\n"
+        "Names, types, defaults and checks are Megatron-LM's where it has the flag. `--flag value` and "
+        "`--flag=value`\n"
+        "both work, the last one wins, a multi-valued flag takes words until the next flag, and there are "
+        "no\n"
+        "abbreviations. `None` unsets a flag whose default is None. `--yaml-cfg FILE` reads the same names "
+        "(field or\n"
+        "flag, in sections or not); the command line wins over YAML, YAML over the checkpoint "
+        "(`--use-checkpoint-args`).\n"
+        "No flag is silently changed or ignored: a combination runs as asked, or exits 2 with a message that "
+        "names\n"
+        "the flags and the remedy, or is accepted with a line that says what it means here.\n",
+        out);
+    for (int g = 0; g < flag_group_count; g++) {
+        int end = g + 1 < flag_group_count ? flag_groups[g + 1].first : CONFIG_FLAG_COUNT;
+        fprintf(out, "\n## %s\n\n| flag | field | takes | default | %s |\n|---|---|---|---|---|\n",
+                flag_groups[g].title, flag_rows[flag_groups[g].first].same ? "meaning here" : "meaning");
+        for (int flag = flag_groups[g].first; flag < end; flag++) print_row(out, &flag_rows[flag]);
+    }
+    print_refused_words(out);
+    config_write_missing_markdown(out);
+}
+
+bool config_answer(FILE *out, const struct config *cfg) {
+    if (cfg->help) config_help(out);
+    if (cfg->help_recompute) config_help_recompute(out);
+    if (cfg->help_markdown) config_write_flags_markdown(out);
+    return cfg->help || cfg->help_recompute || cfg->help_markdown;
+}

@@ -1,0 +1,16 @@
+#pragma once
+/* Shared by the files of rules; private to core/config. */
+#include "core/config/flag_table.h"
+
+/* A rule: the condition must hold, else the message (flags and remedy) is the error. */
+#define REQUIRE(condition, ...)                                                                              \
+    do {                                                                                                     \
+        if (!(condition)) return err_set(err, __VA_ARGS__);                                                  \
+    } while (0)
+
+/* The user gave it, on the command line or in YAML (a checkpoint's value does not count). */
+bool rules_gave(const struct config *cfg, int flag);
+#define GAVE(field) rules_gave(cfg, CONFIG_FLAG_##field)
+
+/* Batch sizes, iterations, learning rate, weight decay, evaluation. */
+int rules_schedule(struct config *cfg, struct err *err);
