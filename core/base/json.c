@@ -132,7 +132,7 @@ static int parse_escape(struct parser *ps, char **out_p) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     const char *start = ps->p++, *hit;
     if (ps->p < ps->end && *ps->p == 'u') {
-        uint32_t c, low;
+        uint32_t c = 0, low = 0;
         ps->p++;
         if (parse_hex4(ps, &c)) return -1;
         if (c >= 0xDC00 && c <= 0xDFFF) return fail_at(ps, start, "a low surrogate without a high one");

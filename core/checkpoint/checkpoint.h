@@ -98,9 +98,7 @@ struct checkpoint_save_options {
     bool no_optimizer;       /* --no-save-optim */
     int64_t retain_interval; /* --save-retain-interval: the checkpoint before this one is deleted unless its
                                 iteration is a multiple; 0 keeps all */
-    int64_t max_shard_bytes; /* cut files about here; 0 means 5 GB */
-    bool release;            /* imported weights: the tracker says "release", the directory too */
-    const struct checkpoint_source *source; /* private to tool.c */
+    int64_t max_shard_bytes; /* files are cut between tensors at about this size; 0 means 5 GB */
 };
 
 /* Writes <dir>/iter_%07d for state->iteration; `dir` is made when missing. Every tensor is whole
