@@ -3,6 +3,8 @@
  * one batch row and one key/value group with its query heads in order, so dk and dv sum over heads in order
  * and the bits do not depend on the threads. In the amx copy bf16 goes to attention_tiles.c. */
 #include "kernels/cpu/attention_blocks.h"
+#include "kernels/cpu/attention_dropout.h"
+#include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/math.h"
 #include <math.h>
 
@@ -17,7 +19,7 @@ struct problem {
     struct attention_shape z;
     int64_t d_padded, s_padded; /* s_padded: a multiple of QUERIES and of BLOCK_ROWS */
     float scale;
-    struct block_dropout drop;
+    struct dropout drop;
     bool causal;
     enum dtype dtype;
 };
@@ -28,7 +30,7 @@ static struct problem make_problem(struct attention_shape z, float scale, struct
                             .d_padded = round_up(z.d, BLOCK_LANES),
                             .s_padded = round_up(z.s, QUERIES),
                             .scale = scale,
-                            .drop = block_dropout(key, dropout),
+                            .drop = dropout_make(key, dropout),
                             .causal = causal,
                             .dtype = dtype};
 }
@@ -64,6 +66,16 @@ static int64_t keys_of(const struct problem *p, int64_t query) {
 
 static uint64_t first_element(const struct problem *p, int64_t batch, int64_t head, const struct block *b) {
     return (uint64_t)(((batch * p->z.a + head) * p->z.s + b->query) * p->z.s + b->key);
+}
+
+/* keep[rows, QUERIES]: 0 or 1 / (1 - p). */
+static void dropout_factors(const struct problem *p, float *keep, uint64_t first, int64_t rows) {
+    uint16_t bits[2 * KEYS];
+    dropout_mask(&p->drop, first, (uint64_t)p->z.s, rows, bits);
+    for (int64_t j = 0; j < rows; j++) {
+        uint32_t row = bits[2 * j] | (uint32_t)bits[2 * j + 1] << 16;
+        for (int i = 0; i < QUERIES; i++) keep[j * QUERIES + i] = row >> i & 1 ? p->drop.keep_scale : 0.0f;
+    }
 }
 
 /* ---- forward ---- */
@@ -113,7 +125,7 @@ static void forward_block(const struct problem *p, struct forward_buffers *f, co
     block_product(f->scores, QUERIES, keys, f->q_t, QUERIES, rows, QUERIES, p->d_padded, false);
     scale_and_mask(p, b, f->scores);
     raise_max(p, f, b);
-    if (p->drop.threshold) block_keep(f->keep, &p->drop, first, (uint64_t)p->z.s, b->rows);
+    if (p->drop.threshold) dropout_factors(p, f->keep, first, b->rows);
     for (int64_t j = 0; j < b->rows; j++) {
         float *row = f->scores + j * QUERIES;
 #pragma omp simd
@@ -183,11 +195,18 @@ static struct problem forward_problem(const struct attention_forward_args *args)
 
 size_t CPU(attention_forward_workspace)(const struct stream *stream,
                                         const struct attention_forward_args *args) {
+    if (CPU_ISA_amx && attention_fits_tiles(args->scale, args->dtype)) {
+        return CPU(attention_tiles_forward_workspace)(stream, args);
+    }
     struct problem p = forward_problem(args);
     return (size_t)threads_count(stream->threads) * (size_t)forward_floats(&p) * sizeof(float);
 }
 
 void CPU(attention_forward)(const struct stream *stream, const struct attention_forward_args *args) {
+    if (CPU_ISA_amx && attention_fits_tiles(args->scale, args->dtype)) {
+        CPU(attention_tiles_forward)(stream, args);
+        return;
+    }
     struct forward_job job = {args, forward_problem(args), stream->workspace, 0};
     job.parts = (args->shape.s + PART - 1) / PART;
     threads_for(stream->threads, args->shape.b * args->shape.g * job.parts, 1, forward_task, &job);
@@ -226,7 +245,7 @@ static void backward_scores(const struct problem *p, struct backward_buffers *f,
                             uint64_t first) {
     const float *lse = f->lse + b->query, *delta = f->delta + b->query;
     scale_and_mask(p, b, f->probs);
-    if (p->drop.threshold) block_keep(f->keep, &p->drop, first, (uint64_t)p->z.s, b->rows);
+    if (p->drop.threshold) dropout_factors(p, f->keep, first, b->rows);
     for (int64_t j = 0; j < b->rows; j++) {
         float *prob = f->probs + j * QUERIES, *dscore = f->dscores + j * QUERIES,
               *keep = f->keep + j * QUERIES;

@@ -5,7 +5,6 @@
  *
  * Scores live transposed, keys down and queries across: a vector holds 16 queries of one key, so maximum,
  * sum and exponential need no step across lanes. */
-#include "core/base/rng.h"
 #include "core/tensor/dtype.h"
 #include "kernels/cpu/cpu.h"
 #include <stdbool.h>
@@ -164,64 +163,5 @@ static inline void pack_rows(float *dst, int64_t rows_padded, int64_t cols_padde
 static inline void transpose_lanes(float *dst, const float *src, int64_t cols) {
     for (int64_t c = 0; c < cols; c++) {
         for (int i = 0; i < BLOCK_LANES; i++) dst[c * BLOCK_LANES + i] = src[i * cols + c];
-    }
-}
-
-/* ---- dropout ---- */
-struct block_dropout {
-    struct rng_key key;
-    uint32_t threshold; /* 0: no dropout */
-    float keep_scale;   /* 1 / (1 - p) */
-};
-
-static inline struct block_dropout block_dropout(struct rng_key key, float p) {
-    return (struct block_dropout){key, p > 0 ? rng_drop_threshold(p) : 0, 1.0f / (1.0f - p)};
-}
-
-enum { RNG_LANES = 16 };
-
-/* rng_philox of 16 counters side by side: word w of counter lane is words[w][lane]. */
-static inline void philox_lanes(struct rng_key key, const uint64_t *block, uint32_t words[4][RNG_LANES]) {
-    uint32_t c0[RNG_LANES], c1[RNG_LANES], c2[RNG_LANES], c3[RNG_LANES];
-    for (int i = 0; i < RNG_LANES; i++) {
-        c0[i] = (uint32_t)block[i], c1[i] = (uint32_t)(block[i] >> 32);
-        c2[i] = key.micro_batch, c3[i] = (uint32_t)key.layer << 16 | key.op;
-    }
-    uint32_t k0 = key.seed, k1 = key.iteration;
-    for (int round = 0; round < 10; round++) {
-#pragma omp simd
-        for (int i = 0; i < RNG_LANES; i++) {
-            uint64_t p0 = (uint64_t)0xD2511F53u * c0[i], p1 = (uint64_t)0xCD9E8D57u * c2[i];
-            c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ k0, c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ k1;
-            c1[i] = (uint32_t)p1, c3[i] = (uint32_t)p0;
-        }
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-    }
-    memcpy(words[0], c0, sizeof(c0));
-    memcpy(words[1], c1, sizeof(c1));
-    memcpy(words[2], c2, sizeof(c2));
-    memcpy(words[3], c3, sizeof(c3));
-}
-
-/* keep[rows, BLOCK_LANES]: 0 or keep_scale of element first + lane * lane_step + row. */
-static inline void block_keep(float *keep, const struct block_dropout *drop, uint64_t first,
-                              uint64_t lane_step, int64_t rows) {
-    for (int half = 0; half < BLOCK_LANES; half += RNG_LANES) {
-        uint64_t block[RNG_LANES];
-        uint32_t words[8][RNG_LANES]; /* two counters in a row: a lane may start in the middle of one */
-        for (int i = 0; i < RNG_LANES; i++) block[i] = (first + (uint64_t)(half + i) * lane_step) / 4;
-        philox_lanes(drop->key, block, words + 4);
-        for (int64_t row = 0; row < rows; row += 4) {
-            memcpy(words, words + 4, sizeof(words) / 2);
-            for (int i = 0; i < RNG_LANES; i++) block[i]++;
-            philox_lanes(drop->key, block, words + 4);
-            for (int t = 0; t < 4 && row + t < rows; t++) {
-                for (int i = 0; i < RNG_LANES; i++) {
-                    uint32_t word = words[(first + (uint64_t)(half + i) * lane_step) % 4 + (uint64_t)t][i];
-                    keep[(row + t) * BLOCK_LANES + half + i] =
-                        word >= drop->threshold ? drop->keep_scale : 0.0f;
-                }
-            }
-        }
     }
 }

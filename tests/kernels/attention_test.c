@@ -136,7 +136,7 @@ TEST(the_oracles_gradients_are_slopes) {
  * m (m <= 600: 32 is enough); a score of magnitude E is off by some E 2^-24, and so is its probability (the
  * factor 4: score, maximum, lse). */
 static double unit_of(const struct run *r, const struct oracle *x) {
-    return unit_roundoff(r->dtype) * 1.01 + (32 + 4 * x->exponent) * 0x1p-24;
+    return unit_roundoff(r->dtype) * 1.01 + (32 + 8 * x->exponent) * 0x1p-24;
 }
 
 static void expect_close(const char *name, const struct run *r, const struct oracle *x, const char *backend,
@@ -156,7 +156,7 @@ static void check_case(const struct attention_case *c, const struct kernels *ker
     int64_t nq = q_size(&c->z), nkv = kv_size(&c->z), rows = c->z.b * c->z.a * c->z.s;
     run_forward(&r, c, kernels, threads, true);
     expect_close("o", &r, &x, kernels->backend, r.o, x.o, x.o_size, x.o_size, nq);
-    for (int64_t i = 0; i < rows; i++) EXPECT_NEAR(r.lse[i], x.lse[i], (32 + 4 * x.exponent) * 0x1p-24);
+    for (int64_t i = 0; i < rows; i++) EXPECT_NEAR(r.lse[i], x.lse[i], (32 + 8 * x.exponent) * 0x1p-24);
     run_backward(&r, c, kernels, threads);
     expect_close("dq", &r, &x, kernels->backend, r.dq, x.dq, x.dq_size, x.dq_noise, nq);
     expect_close("dk", &r, &x, kernels->backend, r.dk, x.dk, x.dk_size, x.dk_noise, nkv);
