@@ -10,7 +10,7 @@ struct value_slope {
 
 /* x sigmoid(u) where u is a function of x with derivative du: the three logistic kinds. */
 SIMD_INLINE struct value_slope logistic(float x, float u, float du) {
-    float s = 1.0f / (1.0f + math_exp(-u));
+    float s = math_sigmoid(u);
     struct value_slope r = {x * s, MATH_FMA(x * du, s * (1.0f - s), s)};
     return r;
 }

@@ -27,6 +27,11 @@ SIMD_INLINE void mix_plain(const struct mix *m, int64_t begin, int64_t end, enum
     }
 }
 
+/* value or 0, by a mask: a conditional expression would become a branch around the load. */
+SIMD_INLINE float keep_if(bool keep, float value) {
+    return math_from_bits(math_to_bits(value) & -(int32_t)keep);
+}
+
 SIMD_INLINE void mix_dropped(const struct mix *m, int64_t begin, int64_t end, enum dtype t) {
     void *y = m->y;
     const void *x = m->x, *base = m->base;
@@ -37,12 +42,12 @@ SIMD_INLINE void mix_dropped(const struct mix *m, int64_t begin, int64_t end, en
         const uint32_t *words = philox_words(m->key, m->first_element + (uint64_t)i0, n, buffer);
         if (base) {
             SIMD_LOOP for (int64_t i = 0; i < n; i++) {
-                float kept = words[i] >= threshold ? simd_load(x, t, i0 + i) * scale : 0.0f;
+                float kept = keep_if(words[i] >= threshold, simd_load(x, t, i0 + i) * scale);
                 simd_store(y, t, i0 + i, simd_load(base, t, i0 + i) + kept);
             }
         } else {
             SIMD_LOOP for (int64_t i = 0; i < n; i++) {
-                float kept = words[i] >= threshold ? simd_load(x, t, i0 + i) * scale : 0.0f;
+                float kept = keep_if(words[i] >= threshold, simd_load(x, t, i0 + i) * scale);
                 simd_store(y, t, i0 + i, kept);
             }
         }

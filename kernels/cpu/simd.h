@@ -54,8 +54,9 @@ SIMD_INLINE uint16_t simd_to_f16(float f) {
 }
 
 SIMD_INLINE uint16_t simd_to_bf16(float f) {
-    uint32_t bits = (uint32_t)math_to_bits(f), h = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-    return (uint16_t)((bits & 0x7FFFFFFFu) > 0x7F800000u ? bits >> 16 | 0x40u : h);
+    uint32_t bits = (uint32_t)math_to_bits(f), rounded = bits + 0x7FFFu + (bits >> 16 & 1u);
+    rounded = f != f ? bits | 0x400000u : rounded;
+    return (uint16_t)(rounded >> 16);
 }
 
 SIMD_INLINE float simd_load(const void *p, enum dtype dtype, int64_t i) {
@@ -73,13 +74,13 @@ SIMD_INLINE void simd_store(void *p, enum dtype dtype, int64_t i, float value) {
         ((float *)p)[i] = value;
 }
 
-/* Lanes combined by halves. */
+/* Lanes combined by halves: 32 to 16 to 8 to 4 to 2 to 1. */
 SIMD_INLINE float simd_sum(const float lanes[SIMD_LANES]) {
-    float s[SIMD_LANES];
-    for (int i = 0; i < SIMD_LANES; i++) s[i] = lanes[i];
-    for (int half = SIMD_LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) s[i] += s[i + half];
-    return s[0];
+    float a[16], b[8], c[4];
+    for (int i = 0; i < 16; i++) a[i] = lanes[i] + lanes[i + 16];
+    for (int i = 0; i < 8; i++) b[i] = a[i] + a[i + 8];
+    for (int i = 0; i < 4; i++) c[i] = b[i] + b[i + 4];
+    return (c[0] + c[2]) + (c[1] + c[3]);
 }
 
 /* Chunk of rows so that one chunk has about `elements` elements, at least one row. */
