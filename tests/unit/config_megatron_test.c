@@ -1,10 +1,11 @@
-/* Every flag of Megatron-LM is known here: taken, or refused by name. Those that are taken have Megatron-LM's field
- * name, kind, default and values, but for the exceptions listed below. */
+/* Every flag of Megatron-LM is known here: taken, or refused by name. Those that are taken have Megatron-LM's
+ * field name, kind, default and values, but for the exceptions listed below. */
 #include "core/config/flag_table.h"
 #include "tests/golden/megatron_flags.h"
 #include "tests/test.h"
 
-static const struct config_module modules[] = {{"core_attn", true, NULL}, {"mlp", true, NULL}, {"layernorm", true, NULL}};
+static const struct config_module modules[] = {
+    {"core_attn", true, NULL}, {"mlp", true, NULL}, {"layernorm", true, NULL}};
 
 /* The next name of a list separated by spaces; "" at the end. */
 static const char *next_name(const char **at_p, char *buffer, size_t capacity) {
@@ -57,7 +58,8 @@ TEST(every_megatron_flag_is_taken_or_refused_by_name) {
             const char *value = flag >= 0 ? sample_value(&flag_rows[flag]) : NULL;
             bool mapped = !strcmp(name, "--encoder-num-layers") || !strcmp(name, "--encoder-seq-length") ||
                           !strcmp(name, "--checkpoint-activations");
-            if (flag == CONFIG_FLAG_yaml_cfg || flag == CONFIG_FLAG_rampup_batch_size) continue; /* own tests */
+            if (flag == CONFIG_FLAG_yaml_cfg || flag == CONFIG_FLAG_rampup_batch_size)
+                continue; /* own tests */
             if (!parse_one(name, value, &cfg, &err)) {
                 taken++;
                 EXPECT(flag >= 0 || mapped, "%s is taken without a row", name);
@@ -66,8 +68,8 @@ TEST(every_megatron_flag_is_taken_or_refused_by_name) {
             }
             if (!mapped) EXPECT(flag < 0, "%s has a row and is refused: %s", name, err.text);
             EXPECT_CONTAINS(err.text, name);
-            EXPECT(mapped || strstr(err.text, "does not have yet") || strstr(err.text, "no longer a flag"), "%s",
-                   err.text);
+            EXPECT(mapped || strstr(err.text, "does not have yet") || strstr(err.text, "no longer a flag"),
+                   "%s", err.text);
             EXPECT(!strstr(err.text, "is not a flag"), "%s", err.text);
             refused++;
         }
@@ -80,7 +82,10 @@ TEST(flags_that_are_taken_have_megatrons_field_kind_and_default) {
     static const char *const other_default[] = {
         "rerun_mode",             /* nothing is run twice here, so the default says so */
         "use_cpu_initialization", /* None is false */
-        "no_save_optim", "no_save_rng", "no_load_optim", "no_load_rng",
+        "no_save_optim",
+        "no_save_rng",
+        "no_load_optim",
+        "no_load_rng",
     };
     int compared = 0;
     for (size_t i = 0; i < ARRAY_COUNT(megatron_flags); i++) {
@@ -91,17 +96,19 @@ TEST(flags_that_are_taken_have_megatrons_field_kind_and_default) {
         if (flag < 0) continue;
         const struct flag_row *row = &flag_rows[flag];
         bool skip = false;
-        for (size_t j = 0; j < ARRAY_COUNT(other_default); j++) skip = skip || !strcmp(row->field, other_default[j]);
+        for (size_t j = 0; j < ARRAY_COUNT(other_default); j++)
+            skip = skip || !strcmp(row->field, other_default[j]);
         EXPECT_STR(row->field, m->dest);
         const char *kind = m->kind;
-        bool same_kind = (!strcmp(kind, "int") && row->kind == FLAG_INT) ||
-                         (!strcmp(kind, "float") && row->kind == FLAG_FLOAT) ||
-                         (!strcmp(kind, "switch->True") && row->kind == FLAG_ON) ||
-                         (!strcmp(kind, "switch->False") && row->kind == FLAG_OFF) ||
-                         (!strcmp(kind, "str") && (row->kind == FLAG_TEXT || row->kind == FLAG_CHOICE)) ||
-                         (!strcmp(kind, "enum name") && row->kind == FLAG_CHOICE) ||
-                         (!strncmp(kind, "str list", 8) && row->kind == FLAG_TEXTS) ||
-                         ((!strncmp(kind, "int list", 8) || !strcmp(kind, "int x3")) && row->kind == FLAG_INTS);
+        bool same_kind =
+            (!strcmp(kind, "int") && row->kind == FLAG_INT) ||
+            (!strcmp(kind, "float") && row->kind == FLAG_FLOAT) ||
+            (!strcmp(kind, "switch->True") && row->kind == FLAG_ON) ||
+            (!strcmp(kind, "switch->False") && row->kind == FLAG_OFF) ||
+            (!strcmp(kind, "str") && (row->kind == FLAG_TEXT || row->kind == FLAG_CHOICE)) ||
+            (!strcmp(kind, "enum name") && row->kind == FLAG_CHOICE) ||
+            (!strncmp(kind, "str list", 8) && row->kind == FLAG_TEXTS) ||
+            ((!strncmp(kind, "int list", 8) || !strcmp(kind, "int x3")) && row->kind == FLAG_INTS);
         EXPECT(same_kind, "%s: kind %s", name, kind);
         if (skip) continue;
         bool number = row->kind == FLAG_FLOAT && strcmp(m->def, "None");
@@ -130,15 +137,19 @@ TEST(every_spelling_and_every_choice_of_a_taken_flag_is_known) {
             struct err err;
             struct config cfg;
             bool known = false;
-            for (const struct flag_choice *k = flag_rows[flag].choices; k->word; k++) known = known || !strcmp(k->word, word);
+            for (const struct flag_choice *k = flag_rows[flag].choices; k->word; k++)
+                known = known || !strcmp(k->word, word);
             EXPECT(known, "%s %s", flag_rows[flag].names, word);
-            if (!parse_one(flag_rows[flag].names, word, &cfg, &err)) config_free(&cfg);
-            else EXPECT_CONTAINS(err.text, word);
+            if (!parse_one(flag_rows[flag].names, word, &cfg, &err))
+                config_free(&cfg);
+            else
+                EXPECT_CONTAINS(err.text, word);
         }
     }
 }
 
-/* Words of a command line, split at blanks; a quoted part keeps its quotes, as an unquoted shell array would. */
+/* Words of a command line, split at blanks; a quoted part keeps its quotes, as an unquoted shell array would.
+ */
 static int split_words(char *text, const char **argv, int capacity) {
     int argc = 0;
     argv[argc++] = "pretrain_gpt";
@@ -153,10 +164,14 @@ static int split_words(char *text, const char **argv, int capacity) {
 }
 
 static const char gpt3[] =
-    "--num-layers 96 --hidden-size 12288 --num-attention-heads 96 --seq-length 2048 --max-position-embeddings 2048 "
-    "--attention-backend auto --micro-batch-size 1 --global-batch-size 1536 --rampup-batch-size 16 16 5859375 "
-    "--train-iters 500000 --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.95 --init-method-std 0.006 --clip-grad 1.0 "
-    "--fp16 --lr 6.0e-5 --lr-decay-style cosine --min-lr 6.0e-6 --lr-warmup-fraction .001 --lr-decay-iters 430000 "
+    "--num-layers 96 --hidden-size 12288 --num-attention-heads 96 --seq-length 2048 "
+    "--max-position-embeddings 2048 "
+    "--attention-backend auto --micro-batch-size 1 --global-batch-size 1536 --rampup-batch-size 16 16 "
+    "5859375 "
+    "--train-iters 500000 --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.95 --init-method-std 0.006 "
+    "--clip-grad 1.0 "
+    "--fp16 --lr 6.0e-5 --lr-decay-style cosine --min-lr 6.0e-6 --lr-warmup-fraction .001 --lr-decay-iters "
+    "430000 "
     "--data-path text_document --vocab-file v.json --merge-file m.txt --split 949,50,1 --log-interval 100 "
     "--save-interval 10000 --eval-interval 1000 --save out --load out --eval-iters 10 --tensorboard-dir tb";
 
@@ -203,19 +218,28 @@ TEST(the_gpt3_example_parses_with_its_parallel_sizes_and_is_refused_with_the_rem
 
 static const char llama3[] =
     "--use-mcore-models --num-layers 32 --hidden-size 4096 --ffn-hidden-size 14336 --num-attention-heads 32 "
-    "--group-query-attention --num-query-groups 8 --kv-channels 128 --seq-length 8192 --max-position-embeddings 8192 "
-    "--position-embedding-type rope --rotary-base 1000000 --rotary-percent 1.0 --attention-dropout 0.0 --hidden-dropout 0.0 "
+    "--group-query-attention --num-query-groups 8 --kv-channels 128 --seq-length 8192 "
+    "--max-position-embeddings 8192 "
+    "--position-embedding-type rope --rotary-base 1000000 --rotary-percent 1.0 --attention-dropout 0.0 "
+    "--hidden-dropout 0.0 "
     "--swiglu --init-method-std 0.0134 --attention-backend fused --apply-layernorm-1p "
-    "--untie-embeddings-and-output-weights --disable-bias-linear --micro-batch-size 1 --global-batch-size 128 "
-    "--train-samples 1953125000 --lr-decay-samples 1949218748 --lr-warmup-samples 3906252 --lr 0.00015 --min-lr 0.00001 "
-    "--decoupled-lr 5.0e-4 --decoupled-min-lr 4.5e-5 --lr-decay-style cosine --clip-grad 1.0 --weight-decay 0.1 "
-    "--adam-beta1 0.9 --adam-beta2 0.95 --bf16 --grad-reduce-in-bf16 --cross-entropy-loss-fusion --calculate-per-token-loss "
+    "--untie-embeddings-and-output-weights --disable-bias-linear --micro-batch-size 1 --global-batch-size "
+    "128 "
+    "--train-samples 1953125000 --lr-decay-samples 1949218748 --lr-warmup-samples 3906252 --lr 0.00015 "
+    "--min-lr 0.00001 "
+    "--decoupled-lr 5.0e-4 --decoupled-min-lr 4.5e-5 --lr-decay-style cosine --clip-grad 1.0 --weight-decay "
+    "0.1 "
+    "--adam-beta1 0.9 --adam-beta2 0.95 --bf16 --grad-reduce-in-bf16 --cross-entropy-loss-fusion "
+    "--calculate-per-token-loss "
     "--manual-gc --empty-unused-memory-level 1 --exit-duration-in-mins 235 --use-distributed-optimizer "
     "--overlap-grad-reduce --overlap-param-gather --tensor-model-parallel-size 1 --context-parallel-size 1 "
-    "--sequence-parallel --mock-data --tokenizer-type NullTokenizer --vocab-size 128256 --data-cache-path cache "
-    "--tiktoken-pattern v2 --split '99,1,0' --no-create-attention-mask-in-dataloader --no-mmap-bin-files --num-workers 1 "
+    "--sequence-parallel --mock-data --tokenizer-type NullTokenizer --vocab-size 128256 --data-cache-path "
+    "cache "
+    "--tiktoken-pattern v2 --split '99,1,0' --no-create-attention-mask-in-dataloader --no-mmap-bin-files "
+    "--num-workers 1 "
     "--log-interval 1 --eval-iters 32 --eval-interval 100 --save-interval 1000 --log-throughput --profile "
-    "--profile-step-start 4 --profile-step-end 6 --ckpt-format torch_dist --distributed-timeout-minutes 60 --save out "
+    "--profile-step-start 4 --profile-step-end 6 --ckpt-format torch_dist --distributed-timeout-minutes 60 "
+    "--save out "
     "--load out --tensorboard-dir tb";
 
 TEST(the_llama_example_in_bf16_runs_as_it_is_and_says_what_its_choices_mean) {
@@ -234,11 +258,20 @@ TEST(the_llama_example_in_bf16_runs_as_it_is_and_says_what_its_choices_mean) {
     EXPECT_EQ(cfg.attention_blockwise, true);
     EXPECT_NEAR(cfg.split_weights[0], 0.99, 1e-12);
     EXPECT_EQ(cfg.lr_decay_steps, 1949218748);
-    static const char *const said[] = {"--use-mcore-models:", "--sequence-parallel:", "--use-distributed-optimizer:",
-                                       "--overlap-grad-reduce:", "--overlap-param-gather:", "--manual-gc:",
-                                       "--empty-unused-memory-level 1:", "--tiktoken-pattern v2:", "--num-workers 1:",
-                                       "--no-mmap-bin-files:", "--ckpt-format torch_dist:", "--grad-reduce-in-bf16:",
-                                       "--distributed-timeout-minutes 60:", "--attention-backend fused:",
+    static const char *const said[] = {"--use-mcore-models:",
+                                       "--sequence-parallel:",
+                                       "--use-distributed-optimizer:",
+                                       "--overlap-grad-reduce:",
+                                       "--overlap-param-gather:",
+                                       "--manual-gc:",
+                                       "--empty-unused-memory-level 1:",
+                                       "--tiktoken-pattern v2:",
+                                       "--num-workers 1:",
+                                       "--no-mmap-bin-files:",
+                                       "--ckpt-format torch_dist:",
+                                       "--grad-reduce-in-bf16:",
+                                       "--distributed-timeout-minutes 60:",
+                                       "--attention-backend fused:",
                                        "--no-create-attention-mask-in-dataloader:"};
     for (size_t i = 0; i < ARRAY_COUNT(said); i++) EXPECT_CONTAINS(cfg.notes.data, said[i]);
     config_free(&cfg);
@@ -249,7 +282,8 @@ TEST(the_llama_example_in_fp8_is_refused_by_the_name_of_its_fp8_flag) {
     const char *argv[256];
     struct config cfg;
     struct err err;
-    snprintf(text, sizeof(text), "%s --fp8-format hybrid --fp8-amax-history-len 1024 --fp8-param-gather", llama3);
+    snprintf(text, sizeof(text), "%s --fp8-format hybrid --fp8-amax-history-len 1024 --fp8-param-gather",
+             llama3);
     int argc = split_words(text, argv, 256);
     EXPECT(config_parse(argc, argv, &cfg, &err), "taken");
     EXPECT_CONTAINS(err.text, "--fp8-format is a Megatron-LM flag that this program does not have yet");

@@ -43,9 +43,10 @@ TEST(nothing_given_is_every_default) {
 }
 
 TEST(every_kind_is_read) {
-    EXPECT(!PARSE(&cfg, &err, "--num-layers", "12", "--lr=6.0e-5", "--disable-bias-linear", "--swiglu", "--save", "a b",
-                  "--recompute-granularity", "full", "--recompute-modules", "core_attn", "mlp", "--device-memory-limit",
-                  "1.5GiB", "--profile-ranks", "0", "3", "--norm-epsilon", ".00001", "--null-tokenizer-pad-id", "-1"),
+    EXPECT(!PARSE(&cfg, &err, "--num-layers", "12", "--lr=6.0e-5", "--disable-bias-linear", "--swiglu",
+                  "--save", "a b", "--recompute-granularity", "full", "--recompute-modules", "core_attn",
+                  "mlp", "--device-memory-limit", "1.5GiB", "--profile-ranks", "0", "3", "--norm-epsilon",
+                  ".00001", "--null-tokenizer-pad-id", "-1"),
            "%s", err.text);
     EXPECT_EQ(cfg.num_layers, 12);
     EXPECT_NEAR(cfg.lr, 6e-5, 0);
@@ -65,8 +66,8 @@ TEST(every_kind_is_read) {
 }
 
 TEST(the_last_one_wins) {
-    EXPECT(!PARSE(&cfg, &err, "--lr", "1", "--lr=2", "--data-path", "a", "b", "--data-path", "c", "--seed", "1", "--seed",
-                  "2"),
+    EXPECT(!PARSE(&cfg, &err, "--lr", "1", "--lr=2", "--data-path", "a", "b", "--data-path", "c", "--seed",
+                  "1", "--seed", "2"),
            "%s", err.text);
     EXPECT_NEAR(cfg.lr, 2, 0);
     EXPECT_EQ(cfg.seed, 2);
@@ -76,8 +77,9 @@ TEST(the_last_one_wins) {
 }
 
 TEST(none_unsets_what_can_be_unset) {
-    EXPECT(!PARSE(&cfg, &err, "--recompute-granularity", "full", "--recompute-granularity", "None", "--lr", "None", "--save",
-                  "None", "--num-layers", "None", "--recompute-modules", "None", "--device-memory-limit=None"),
+    EXPECT(!PARSE(&cfg, &err, "--recompute-granularity", "full", "--recompute-granularity", "None", "--lr",
+                  "None", "--save", "None", "--num-layers", "None", "--recompute-modules", "None",
+                  "--device-memory-limit=None"),
            "%s", err.text);
     EXPECT_EQ(cfg.recompute_granularity, CONFIG_UNSET_CHOICE);
     EXPECT(isnan(cfg.lr) && !cfg.save, "lr or save is set");
@@ -89,7 +91,8 @@ TEST(none_unsets_what_can_be_unset) {
 }
 
 TEST(a_multi_valued_flag_takes_words_until_the_next_flag) {
-    EXPECT(!PARSE(&cfg, &err, "--data-path", "0.3", "a", "-1", "b", "--bf16", "--train-data-path", "--fp16"), "%s", err.text);
+    EXPECT(!PARSE(&cfg, &err, "--data-path", "0.3", "a", "-1", "b", "--bf16", "--train-data-path", "--fp16"),
+           "%s", err.text);
     EXPECT_EQ(cfg.data_path.count, 4);
     EXPECT_STR(cfg.data_path.items[2], "-1");
     EXPECT_EQ(cfg.train_data_path.count, 0);
@@ -122,7 +125,8 @@ TEST(a_bad_value_names_flag_value_and_what_is_allowed) {
 
 TEST(a_word_that_is_no_flag_is_answered_with_the_nearest_one) {
     REFUSES("--num-layer is not a flag; did you mean --num-layers?", "--num-layer", "4");
-    REFUSES("--recompute-granularty is not a flag; did you mean --recompute-granularity?", "--recompute-granularty", "full");
+    REFUSES("--recompute-granularty is not a flag; did you mean --recompute-granularity?",
+            "--recompute-granularty", "full");
     REFUSES("--num_layers is not a flag; it is spelt --num-layers, with dashes", "--num_layers", "4");
     REFUSES("-num-layers is not a flag: flags start with --; did you mean --num-layers?", "-num-layers", "4");
     REFUSES("--quite-unknown-thing is not a flag; --help lists all of them", "--quite-unknown-thing");
@@ -139,8 +143,8 @@ TEST(a_word_that_is_no_flag_is_answered_with_the_nearest_one) {
 }
 
 TEST(older_spellings_are_taken_with_a_line_or_refused_with_the_new_one) {
-    EXPECT(!PARSE(&cfg, &err, "--checkpoint-activations", "--encoder-num-layers", "3", "--encoder-seq-length", "8",
-                  "--persistent-save-interval", "7", "--override-opt_param-scheduler"),
+    EXPECT(!PARSE(&cfg, &err, "--checkpoint-activations", "--encoder-num-layers", "3", "--encoder-seq-length",
+                  "8", "--persistent-save-interval", "7", "--override-opt_param-scheduler"),
            "%s", err.text);
     EXPECT_EQ(cfg.recompute_activations, true);
     EXPECT_EQ(cfg.num_layers, 3);
@@ -150,15 +154,18 @@ TEST(older_spellings_are_taken_with_a_line_or_refused_with_the_new_one) {
     EXPECT_CONTAINS(cfg.notes.data, "--checkpoint-activations: taken as --recompute-activations");
     EXPECT_CONTAINS(cfg.notes.data, "--encoder-num-layers: taken as --num-layers");
     config_free(&cfg);
-    REFUSES("--batch-size is no longer a flag of Megatron-LM: it was replaced: give --micro-batch-size", "--batch-size", "4");
+    REFUSES("--batch-size is no longer a flag of Megatron-LM: it was replaced: give --micro-batch-size",
+            "--batch-size", "4");
     REFUSES("give --lr-warmup-fraction", "--warmup", "4");
     REFUSES("--fp8-hybrid is no longer a flag", "--fp8-hybrid");
-    REFUSES("--moe-layer-recompute is a Megatron-LM flag that this program does not have yet", "--moe-layer-recompute");
+    REFUSES("--moe-layer-recompute is a Megatron-LM flag that this program does not have yet",
+            "--moe-layer-recompute");
 }
 
 TEST(an_implementation_choice_is_taken_with_one_line_that_says_so) {
-    EXPECT(!PARSE(&cfg, &err, "--transformer-impl", "local", "--use-flash-attn", "--transformer-impl", "local"), "%s",
-           err.text);
+    EXPECT(
+        !PARSE(&cfg, &err, "--transformer-impl", "local", "--use-flash-attn", "--transformer-impl", "local"),
+        "%s", err.text);
     EXPECT_CONTAINS(cfg.notes.data, "--transformer-impl local: there is one implementation");
     EXPECT_CONTAINS(cfg.notes.data, "--use-flash-attn: ");
     const char *second = strstr(strstr(cfg.notes.data, "--transformer-impl") + 1, "--transformer-impl");
@@ -169,7 +176,8 @@ TEST(an_implementation_choice_is_taken_with_one_line_that_says_so) {
 
 TEST(a_config_gives_back_all_its_memory) {
     uint64_t before = mem_stats().live_blocks;
-    EXPECT(!PARSE(&cfg, &err, "--data-path", "a", "b", "c", "--use-mcore-models", "--save", "x"), "%s", err.text);
+    EXPECT(!PARSE(&cfg, &err, "--data-path", "a", "b", "c", "--use-mcore-models", "--save", "x"), "%s",
+           err.text);
     config_free(&cfg);
     REFUSES("--lr", "--data-path", "a", "--save", "x", "--lr", "y");
     EXPECT_EQ(mem_stats().live_blocks, before);
