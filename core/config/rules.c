@@ -375,11 +375,11 @@ static int rules_split(struct config *cfg, struct err *err) {
     double sum = 0;
     int count = 0;
     REQUIRE(strspn(at, "0123456789., '\"") == strlen(at),
-            "--split %s: three numbers with commas between them, as 969,30,1", at);
+            "--split %s: give three numbers with commas between them, as 969,30,1", at);
     while (at += strspn(at, ", '\""), *at) {
         size_t length = strspn(at, "0123456789.");
         char number[32], *end;
-        REQUIRE(count < 3 && length < sizeof(number), "--split %s: at most three numbers, as 969,30,1",
+        REQUIRE(count < 3 && length < sizeof(number), "--split %s: give at most three numbers, as 969,30,1",
                 cfg->split);
         memcpy(number, at, length);
         number[length] = 0;

@@ -92,7 +92,7 @@ static int step_schedule(struct config *cfg, struct stages *stages, struct err *
         int64_t tokens = colon < length ? parse_count(at, colon) : -1;
         int64_t batch = colon < length ? parse_count(at + colon + 1, length - colon - 1) : -1;
         REQUIRE(tokens >= 0 && batch > 0 && batch <= 1073741824,
-                "%s: '%.*s' is not TOKENS:BATCH, as in \"0:768 250B:1536\"", shown,
+                "%s: '%.*s' is not TOKENS:BATCH; give pairs, as \"0:768 250B:1536\"", shown,
                 (int)(length < 80 ? length : 80), at);
         if (add_stage(cfg, stages, tokens / cfg->seq_length, batch, shown, err)) return -1;
         at += length;
@@ -183,7 +183,7 @@ static int rules_iterations(struct config *cfg, struct err *err) {
             "the length of the training is unknown: give --train-iters or --train-samples");
     for (size_t i = 0; i < ARRAY_COUNT(by_samples) && (iters || samples); i++) {
         int flag = iters ? by_samples[i] : by_iters[i];
-        REQUIRE(!rules_gave(cfg, flag), "%s does not go with %s: count both in %s", config_flag_name(flag),
+        REQUIRE(!rules_gave(cfg, flag), "%s does not go with %s: drop it, or give both in %s", config_flag_name(flag),
                 iters ? "--train-iters" : "--train-samples", iters ? "iterations" : "samples");
     }
     for (size_t i = 0; i < 2; i++) {
