@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #define SAVING       ".saving-"
@@ -17,7 +16,7 @@
 #define REPLACED     ".replaced-"
 #define TRACKER_TEMP "." CHECKPOINT_TRACKER ".new"
 
-enum { NO_TRACKER = -2, SWAP_NAMES = 2 /* RENAME_EXCHANGE */ };
+enum { NO_TRACKER = -2 };
 
 /* A path joined from up to three pieces: dir "/" prefix name. */
 static char *join(struct str *s, const char *dir, const char *prefix, const char *name) {
@@ -82,22 +81,23 @@ static int sync_dir(const char *path, struct err *err) {
 
 static int make_dirs(const char *path, struct err *err) {
     struct str part = {0}, parent = {0};
+    struct stat st;
     int status = 0;
     for (size_t i = 1; !status && i <= strlen(path); i++) {
         if (path[i] && path[i] != '/') continue;
         str_clear(&part);
         str_append(&part, path, i);
-        if (mkdir(part.data, 0755) == 0) {
+        if (stat(part.data, &st) == 0) continue;
+        if (mkdir(part.data, 0755) && errno != EEXIST) {
+            status = err_set(err, "%s: cannot make the directory: %s", part.data, strerror(errno));
+        } else {
             const char *slash = strrchr(part.data, '/');
             str_clear(&parent);
             str_append(&parent, slash ? part.data : ".",
                        slash && slash > part.data ? (size_t)(slash - part.data) : 1);
             status = sync_dir(parent.data, err);
-        } else if (errno != EEXIST) {
-            status = err_set(err, "%s: cannot make the directory: %s", part.data, strerror(errno));
         }
     }
-    struct stat st;
     if (!status && (stat(path, &st) || !S_ISDIR(st.st_mode)))
         status = err_set(err, "%s: not a directory", path);
     str_free(&part);
@@ -321,7 +321,7 @@ void checkpoint_store_abort(const char *dir, int64_t iteration) {
 static int replace_dir(const char *dir, const char *name, const char *from, const char *to, struct err *err) {
     struct str aside = {0};
     int status = 0;
-    if (syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, SWAP_NAMES) == 0) {
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) == 0) {
         status = sync_dir(dir, err);
         if (!status) remove_dir(from);
         return status;
