@@ -49,6 +49,7 @@ LIB  := $(SRC:%.c=$B/%.o) $(foreach isa,$(ISAS),$(CPU:%.c=$B/%.$(isa).o))
 BIN  := $(patsubst cmd/%.c,$B/%,$(sort $(wildcard cmd/*.c)))
 TEST := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/unit/*.c tests/kernels/*.c tests/invariants/*.c)))
 FUZZ := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/fuzz/*.c)))
+BENCH := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/bench/*.c)))
 
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(Q),@printf '  %-5s %s\n' $(1) $(2))
@@ -59,11 +60,12 @@ tests: $(TEST)
 test: all $(TEST)
 	$(Q)scripts/run_tests.sh $B $(TEST)
 fuzzers: $(FUZZ)
+benches: $(BENCH)
 format: ; $(Q)git ls-files '*.c' '*.h' '*.cu' | xargs clang-format -i
 clean: ; rm -rf $(BUILD)
 help:
 	@sed -n '1,6s/^# //p' Makefile
-	@echo "targets: all tests test fuzzers format clean help"
+	@echo "targets: all tests test fuzzers benches format clean help"
 	@echo "this build: $B; PCRE2=$(PCRE2) YAML=$(YAML) CUDA=$(CUDA) NCCL=$(NCCL) MPI=$(MPI); cpu kernels for: $(ISAS)"
 
 $B/libpretrain.a: $(LIB)
@@ -72,7 +74,7 @@ $B/libpretrain.a: $(LIB)
 $(BIN): $B/%: $B/cmd/%.o $B/libpretrain.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
-$(TEST): $B/tests/%: $B/tests/%.o $B/libpretrain.a
+$(TEST) $(BENCH): $B/tests/%: $B/tests/%.o $B/libpretrain.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(FUZZ): $B/tests/%: $B/tests/%.o $B/libpretrain.a
@@ -92,6 +94,6 @@ $B/%.o: %.c
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 $B/core/base/version.o: CPPFLAGS += -DBUILD_SETTINGS='"$(CCNAME) pcre2=$(PCRE2) yaml=$(YAML) cuda=$(CUDA) nccl=$(NCCL) mpi=$(MPI) cpu=[$(ISAS)]$(if $(SAN), san=$(SAN))"'
 -include $(shell find $B -name '*.d' 2>/dev/null)
-.PHONY: all tests test fuzzers format clean help
+.PHONY: all tests test fuzzers benches format clean help
 .SECONDARY:
 .DELETE_ON_ERROR:
