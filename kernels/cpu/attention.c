@@ -358,11 +358,18 @@ static struct problem backward_problem(const struct attention_backward_args *arg
 
 size_t CPU(attention_backward_workspace)(const struct stream *stream,
                                          const struct attention_backward_args *args) {
+    if (CPU_ISA_amx && attention_fits_tiles(args->scale, args->dtype)) {
+        return CPU(attention_tiles_backward_workspace)(stream, args);
+    }
     struct problem p = backward_problem(args);
     return (size_t)threads_count(stream->threads) * (size_t)backward_floats(&p) * sizeof(float);
 }
 
 void CPU(attention_backward)(const struct stream *stream, const struct attention_backward_args *args) {
+    if (CPU_ISA_amx && attention_fits_tiles(args->scale, args->dtype)) {
+        CPU(attention_tiles_backward)(stream, args);
+        return;
+    }
     struct backward_job job = {args, backward_problem(args), stream->workspace};
     threads_for(stream->threads, args->shape.b * args->shape.g, 1, backward_task, &job);
 }

@@ -204,6 +204,20 @@ static inline __m512 exp2_fast(__m512 x) {
     return _mm512_scalef_ps(p, x);
 }
 
+/* Scores of a chunk that do not count become very small: keys past the end, and when causal keys past the
+ * query. */
+static inline void mask_scores(float *scores, int64_t s, bool causal, int64_t query, int64_t key) {
+    const __m512 never = _mm512_set1_ps(-1e30f);
+    if (key + CHUNK <= s && !(causal && key + CHUNK > query)) return;
+    for (int j = 0; j < CHUNK; j++) {
+        int64_t first = causal ? key + j - query : 0; /* first lane that counts */
+        uint32_t out = first >= 32 ? ~0u : first > 0 ? (1u << first) - 1 : 0;
+        if (key + j >= s) out = ~0u;
+        _mm512_mask_storeu_ps(scores + j * CHUNK, (__mmask16)out, never);
+        _mm512_mask_storeu_ps(scores + j * CHUNK + 16, (__mmask16)(out >> 16), never);
+    }
+}
+
 /* [low | high] as 32 bf16. */
 static inline __m512i to_bf16(__m512 low, __m512 high) {
     return (__m512i)_mm512_cvtne2ps_pbh(high, low);

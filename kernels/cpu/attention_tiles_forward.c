@@ -81,18 +81,6 @@ static void value_products(const struct problem *p, struct buffers *f, int64_t f
     }
 }
 
-/* Scores that do not count become very small: keys past the query, or past the end. */
-static void mask_chunk(const struct problem *p, float *scores, int64_t query, int64_t key) {
-    const __m512 never = _mm512_set1_ps(-1e30f);
-    for (int j = 0; j < CHUNK; j++) {
-        int64_t first = p->args->causal ? key + j - query : 0; /* first lane that counts */
-        uint32_t out = first >= 32 ? ~0u : first > 0 ? (1u << first) - 1 : 0;
-        if (key + j >= p->z.s) out = ~0u;
-        _mm512_mask_storeu_ps(scores + j * CHUNK, (__mmask16)out, never);
-        _mm512_mask_storeu_ps(scores + j * CHUNK + 16, (__mmask16)(out >> 16), never);
-    }
-}
-
 /* Raises the maximum where the chunk is far above it, and rescales what was summed so far; `done` chunks of
  * this group have their probabilities in f->probs, the groups before are in f->out. */
 static void raise_max(const struct problem *p, struct buffers *f, __m512 top[2], bool out_begun,
@@ -160,7 +148,7 @@ static void softmax_chunk(const struct problem *p, struct buffers *f, int64_t ch
     float *scores = f->scores[chunk % 2];
     int64_t key = chunk * CHUNK;
     __m512 top[2];
-    if (key + CHUNK > p->z.s || (p->args->causal && key + CHUNK > query)) mask_chunk(p, scores, query, key);
+    mask_scores(scores, p->z.s, p->args->causal, query, key);
     find_top(p, scores, top);
     const __m512 room = _mm512_set1_ps(8.0f);
     if (_mm512_cmp_ps_mask(_mm512_sub_ps(top[0], f->max[0]), room, _CMP_GT_OQ) |

@@ -51,7 +51,7 @@ static inline bool guard_holds(const void *p, int64_t n, enum dtype dtype) {
 
 /* Half the distance between neighbours, relative: the largest error of one rounding. */
 static inline double unit_roundoff(enum dtype dtype) {
-    return dtype == DTYPE_F32 ? 0x1p-24 : dtype == DTYPE_BF16 ? 0x1p-9 : 0x1p-11;
+    return dtype == DTYPE_F32 ? 0x1p-24 : dtype == DTYPE_BF16 ? 0x1p-8 : 0x1p-11;
 }
 
 static inline double *new_doubles(int64_t n) {

@@ -133,10 +133,10 @@ TEST(the_oracles_gradients_are_slopes) {
 /* The bound, in units of the magnitudes summed. Rounding to dtype: the result once, and the 16-bit kernels
  * round each probability or score gradient once more; o in dtype moves delta by u |dO * o|, which is part of
  * `noise`. Float32: a sum of m terms is off by at most m 2^-24 of its magnitudes, in practice by the root of
- * m (m <= 600: 32 is enough); a score of magnitude E is off by some E 2^-24, and so is its probability (the
- * factor 4: score, maximum, lse). */
+ * m (m <= 600: 32 is enough); a score of magnitude E, a sum of d terms, is off by some sqrt(d) E
+ * 2^-24, and so are its maximum and its probability. */
 static double unit_of(const struct run *r, const struct oracle *x) {
-    return unit_roundoff(r->dtype) * 1.01 + (32 + 8 * x->exponent) * 0x1p-24;
+    return unit_roundoff(r->dtype) * 1.01 + (32 + 2 * sqrt((double)x->c.z.d) * x->exponent) * 0x1p-24;
 }
 
 static void expect_close(const char *name, const struct run *r, const struct oracle *x, const char *backend,
@@ -156,7 +156,8 @@ static void check_case(const struct attention_case *c, const struct kernels *ker
     int64_t nq = q_size(&c->z), nkv = kv_size(&c->z), rows = c->z.b * c->z.a * c->z.s;
     run_forward(&r, c, kernels, threads, true);
     expect_close("o", &r, &x, kernels->backend, r.o, x.o, x.o_size, x.o_size, nq);
-    for (int64_t i = 0; i < rows; i++) EXPECT_NEAR(r.lse[i], x.lse[i], (32 + 8 * x.exponent) * 0x1p-24);
+    for (int64_t i = 0; i < rows; i++)
+        EXPECT_NEAR(r.lse[i], x.lse[i], (32 + 2 * sqrt((double)c->z.d) * x.exponent) * 0x1p-24);
     run_backward(&r, c, kernels, threads);
     expect_close("dq", &r, &x, kernels->backend, r.dq, x.dq, x.dq_size, x.dq_noise, nq);
     expect_close("dk", &r, &x, kernels->backend, r.dk, x.dk, x.dk_size, x.dk_noise, nkv);

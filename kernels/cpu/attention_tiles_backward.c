@@ -1,0 +1,344 @@
+/* bf16 attention backward on tiles (FlashAttention-2, Dao 2023). A task is one batch row and one key/value
+ * group; its query heads follow in order, so dk and dv sum in a fixed order. A head is walked in blocks of
+ * 128 keys by 128 queries, cut into chunks of 32 x 32. Of a chunk, keys down and queries across:
+ *
+ *     S = K Q^T, dP = V dO^T        tile products into float32
+ *     P = 2^(S - lse), dS = P (dP - delta)     vectors, rounded to bf16 tiles
+ *     dV += P dO, dK += dS Q        per row of chunks
+ *     dQ^T += K^T dS                per block */
+#include "kernels/cpu/attention_dropout.h"
+#include "kernels/cpu/attention_tiles.h"
+#if CPU_ISA_amx
+
+enum { CHUNKS = 4, BLOCK = CHUNKS * CHUNK }; /* of a block, each way */
+
+struct problem {
+    const struct attention_backward_args *args;
+    struct attention_shape z;
+    int64_t d, s; /* padded to multiples of 32 */
+    float scale;  /* log2(e) times the scale: exponents are to base 2 */
+    struct dropout dropout;
+};
+
+static struct problem make_problem(const struct attention_backward_args *args) {
+    return (struct problem){.args = args,
+                            .z = args->shape,
+                            .d = (args->shape.d + 31) / 32 * 32,
+                            .s = (args->shape.s + 31) / 32 * 32,
+                            .scale = args->scale * 1.44269504f,
+                            .dropout = dropout_make(args->key, args->dropout)};
+}
+
+struct buffers {
+    uint16_t *k, *v, *k_t;                    /* left tiles: k, v [s/16][d/32]; k transposed [s/32][d/16] */
+    uint16_t *q_t, *do_t;                     /* right tiles of the transposes [s/16][d/32] */
+    uint16_t *q, *d_o;                        /* right tiles [s/32][d/16] */
+    uint16_t *probs, *dscores;                /* left tiles of a row of chunks [2][CHUNKS] */
+    uint16_t *dscores_q;                      /* right tiles of a block [CHUNKS keys][CHUNKS queries][2] */
+    float *dk, *dv;                           /* [s, d] */
+    float *dq;                                /* [s/32][d, 32 queries in the order of query_at] */
+    float *chunk_scores[2], *chunk_dprobs[2]; /* [32 keys, 32 queries] */
+    float *lse, *delta;                       /* [s]; lse to base 2 */
+};
+
+/* Cuts `f` out of the memory at address `at` and returns the bytes used; address 0 only measures. */
+static size_t carve(struct buffers *f, const struct problem *p, uintptr_t at) {
+    size_t rows = (size_t)(p->s * p->d), row = 2 * CHUNKS * TILE, used = 0;
+    uint16_t **const halves[] = {&f->k, &f->v, &f->k_t, &f->q_t, &f->do_t, &f->q, &f->d_o};
+    for (size_t i = 0; i < sizeof(halves) / sizeof(halves[0]); i++) {
+        *halves[i] = (uint16_t *)(at + used), used += rows * 2;
+    }
+    float **const floats[] = {&f->dk, &f->dv, &f->dq};
+    for (size_t i = 0; i < sizeof(floats) / sizeof(floats[0]); i++)
+        *floats[i] = (float *)(at + used), used += rows * 4;
+    f->probs = (uint16_t *)(at + used), used += row * 2;
+    f->dscores = (uint16_t *)(at + used), used += row * 2;
+    f->dscores_q = (uint16_t *)(at + used), used += CHUNKS * row * 2;
+    for (int i = 0; i < 2; i++) {
+        f->chunk_scores[i] = (float *)(at + used), used += CHUNK_SUM * 4;
+        f->chunk_dprobs[i] = (float *)(at + used), used += CHUNK_SUM * 4;
+    }
+    f->lse = (float *)(at + used), used += (size_t)p->s * 4;
+    f->delta = (float *)(at + used), used += (size_t)p->s * 4;
+    return used;
+}
+
+static void pack_group(const struct problem *p, struct buffers *f, int64_t kv) {
+    const struct attention_shape *z = &p->z;
+    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d};
+    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d};
+    for (int64_t row = 0; row < p->s; row += 32) {
+        for (int64_t col = 0; col < p->d; col += 32) {
+            for (int64_t half = row; half < row + 32; half += 16) {
+                pack_left(f->k + half * p->d + col / 32 * TILE, &k, half, col);
+                pack_left(f->v + half * p->d + col / 32 * TILE, &v, half, col);
+            }
+            pack_left_transposed(f->k_t + row * p->d + col / 16 * TILE, &k, row, col);
+        }
+    }
+    memset(f->dk, 0, (size_t)(p->s * p->d) * 4);
+    memset(f->dv, 0, (size_t)(p->s * p->d) * 4);
+}
+
+/* Sum of dO * O over one row. */
+static float row_delta(const struct rows16 *o, const struct rows16 *d_o, int64_t row, int64_t d) {
+    const __m512i odd = _mm512_set1_epi32((int)0xFFFF0000);
+    __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+    for (int64_t col = 0; col < d; col += 32) {
+        __m512i a = load_row32(o, row, col), b = load_row32(d_o, row, col);
+        low = _mm512_fmadd_ps((__m512)_mm512_slli_epi32(a, 16), (__m512)_mm512_slli_epi32(b, 16), low);
+        high = _mm512_fmadd_ps((__m512)_mm512_and_si512(a, odd), (__m512)_mm512_and_si512(b, odd), high);
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(low, high));
+}
+
+static void pack_head(const struct problem *p, struct buffers *f, int64_t batch, int64_t head) {
+    const struct attention_shape *z = &p->z;
+    int64_t row = (batch * z->a + head) * z->s, step = z->b * z->a * z->d,
+            first = (batch * z->a + head) * z->d;
+    struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d};
+    struct rows16 d_o = {(const uint16_t *)p->args->d_o + first, step, z->s, z->d};
+    struct rows16 o = {(const uint16_t *)p->args->o + first, step, z->s, z->d};
+    for (int64_t i = 0; i < p->s; i += 32) {
+        for (int64_t col = 0; col < p->d; col += 32) {
+            for (int64_t half = i; half < i + 32; half += 16) {
+                pack_right_transposed(f->q_t + half * p->d + col / 32 * TILE, &q, half, col);
+                pack_right_transposed(f->do_t + half * p->d + col / 32 * TILE, &d_o, half, col);
+            }
+            pack_right(f->q + i * p->d + col / 16 * TILE, &q, i, col);
+            pack_right(f->d_o + i * p->d + col / 16 * TILE, &d_o, i, col);
+        }
+    }
+    for (int64_t i = 0; i < p->s; i++) { /* queries past the end get probability 0 */
+        f->lse[i] = i < z->s ? p->args->lse[row + i] * 1.44269504f : 1e30f;
+        f->delta[i] = row_delta(&o, &d_o, i, p->d);
+    }
+    memset(f->dq, 0, (size_t)(p->s * p->d) * 4);
+}
+
+/* A chunk of scores: its first key and query. */
+struct chunk {
+    int64_t key, query;
+};
+
+static void chunk_products(const struct problem *p, const struct buffers *f, struct chunk c, int buffer) {
+    int64_t d = p->d, across = 16 * d;
+    struct tiles keys = {f->k + c.key * d, across, TILE}, queries = {f->q_t + c.query * d, across, TILE};
+    struct tiles values = {f->v + c.key * d, across, TILE}, outs = {f->do_t + c.query * d, across, TILE};
+    tiles_product(f->chunk_scores[buffer], 16, 16 * CHUNK, CHUNK, keys, queries, d / 32, false);
+    tiles_product(f->chunk_dprobs[buffer], 16, 16 * CHUNK, CHUNK, values, outs, d / 32, false);
+}
+
+/* What the inner loop keeps in registers, for 16 queries each. */
+struct lanes {
+    __m512 scale, keep_scale, lse[2], minus_delta[2];
+};
+
+/* Of one key: P and dS for 32 queries, as bf16. */
+static inline __attribute__((always_inline)) void key_row(const struct lanes *x, const float *scores,
+                                                          const float *dprobs, const uint16_t *keep,
+                                                          __m512i *prob, __m512i *dscore) {
+    __m512 pr[2], ds[2];
+    for (int h = 0; h < 2; h++) {
+        __m512 dp = _mm512_load_ps(dprobs + 16 * h);
+        pr[h] = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(scores + 16 * h), x->scale, x->lse[h]));
+        if (keep) {
+            ds[h] =
+                _mm512_mul_ps(pr[h], _mm512_mask3_fmadd_ps(dp, x->keep_scale, x->minus_delta[h], keep[h]));
+            pr[h] = _mm512_maskz_mov_ps(keep[h], pr[h]);
+        } else {
+            ds[h] = _mm512_mul_ps(pr[h], _mm512_add_ps(dp, x->minus_delta[h]));
+        }
+    }
+    *prob = to_bf16(pr[0], pr[1]), *dscore = to_bf16(ds[0], ds[1]);
+}
+
+/* P and dS of a chunk as left tiles (tile 0 at the pointer, tile 1 CHUNKS tiles on), and dS as right tiles,
+ * whose columns come in the order of query_at. */
+static inline __attribute__((always_inline)) void chunk_gradients(const struct lanes *x, const float *scores,
+                                                                  const float *dprobs, const uint16_t *keep,
+                                                                  uint16_t *probs, uint16_t *dscores,
+                                                                  uint16_t *dscores_q) {
+    for (int j = 0; j < CHUNK; j += 2) {
+        __m512i prob[2], ds[2];
+        int64_t row = j / 16 * CHUNKS * TILE + j % 16 * 32;
+        key_row(x, scores + j * CHUNK, dprobs + j * CHUNK, keep ? keep + 2 * j : NULL, &prob[0], &ds[0]);
+        key_row(x, scores + (j + 1) * CHUNK, dprobs + (j + 1) * CHUNK, keep ? keep + 2 * j + 2 : NULL,
+                &prob[1], &ds[1]);
+        _mm512_store_si512(probs + row, prob[0]);
+        _mm512_store_si512(probs + row + 32, prob[1]);
+        _mm512_store_si512(dscores + row, ds[0]);
+        _mm512_store_si512(dscores + row + 32, ds[1]);
+        _mm512_store_si512(dscores_q + j * 16, _mm512_unpacklo_epi16(ds[0], ds[1]));
+        _mm512_store_si512(dscores_q + TILE + j * 16, _mm512_unpackhi_epi16(ds[0], ds[1]));
+    }
+}
+
+/* Query of column c of right tile t of dscores_q: the word unpacks work within 128 bits. */
+static inline int query_at(int t, int c) {
+    return c / 4 * 8 + t * 4 + c % 4;
+}
+
+static void chunk_vectors(const struct problem *p, struct buffers *f, struct chunk c, int buffer,
+                          int64_t head_row) {
+    float *scores = f->chunk_scores[buffer];
+    const float *dprobs = f->chunk_dprobs[buffer];
+    int64_t column = c.query % BLOCK / CHUNK;
+    uint16_t *probs = f->probs + column * TILE, *dscores = f->dscores + column * TILE;
+    uint16_t *dscores_q = f->dscores_q + (c.key % BLOCK / CHUNK * CHUNKS + column) * 2 * TILE;
+    struct lanes x = {.scale = _mm512_set1_ps(p->scale), .keep_scale = _mm512_set1_ps(p->dropout.keep_scale)};
+    for (int h = 0; h < 2; h++) {
+        x.lse[h] = _mm512_load_ps(f->lse + c.query + 16 * h);
+        x.minus_delta[h] = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(f->delta + c.query + 16 * h));
+    }
+    mask_scores(scores, p->z.s, p->args->causal, c.query, c.key);
+    if (p->dropout.threshold) {
+        uint16_t keep[2 * CHUNK];
+        uint64_t first = (uint64_t)((head_row + c.query) * p->z.s + c.key);
+        dropout_mask(&p->dropout, first, (uint64_t)p->z.s, CHUNK, keep);
+        chunk_gradients(&x, scores, dprobs, keep, probs, dscores, dscores_q);
+    } else {
+        chunk_gradients(&x, scores, dprobs, NULL, probs, dscores, dscores_q);
+    }
+}
+
+/* dv and dk of 32 keys += P dO and dS Q over the chunks first..CHUNKS-1 of the block. */
+static void key_products(const struct problem *p, struct buffers *f, int64_t key, int64_t query,
+                         int64_t chunks) {
+    int64_t d = p->d, column = query % BLOCK / CHUNK;
+    struct tiles probs = {f->probs + column * TILE, CHUNKS * TILE, TILE};
+    struct tiles dscores = {f->dscores + column * TILE, CHUNKS * TILE, TILE};
+    for (int64_t n = 0; n < d; n += 32) {
+        struct tiles outs = {f->d_o + query * d + n / 16 * TILE, TILE, d / 16 * TILE};
+        struct tiles queries = {f->q + query * d + n / 16 * TILE, TILE, d / 16 * TILE};
+        tiles_product(f->dv + key * d + n, 16, 16 * d, d, probs, outs, chunks, true);
+        tiles_product(f->dk + key * d + n, 16, 16 * d, d, dscores, queries, chunks, true);
+    }
+}
+
+/* dq of 32 queries += dS K over the first `chunks` chunks of keys of the block. */
+static void query_products(const struct problem *p, struct buffers *f, int64_t key, int64_t query,
+                           int64_t chunks) {
+    int64_t d = p->d, column = query % BLOCK / CHUNK;
+    struct tiles dscores = {f->dscores_q + column * 2 * TILE, TILE, CHUNKS * 2 * TILE};
+    for (int64_t n = 0; n < d; n += 32) {
+        struct tiles keys = {f->k_t + key * d + n / 16 * TILE, TILE, d / 16 * TILE};
+        tiles_product(f->dq + query * d + n * CHUNK, 16, 16 * CHUNK, CHUNK, keys, dscores, chunks, true);
+    }
+}
+
+/* The chunk after c, row of keys by row, within the block at (key, query); false after the last. */
+static bool next_chunk(const struct problem *p, int64_t key_end, int64_t query, int64_t query_end,
+                       struct chunk *c) {
+    if (c->query + CHUNK < query_end) {
+        c->query += CHUNK;
+        return true;
+    }
+    c->key += CHUNK;
+    c->query = p->args->causal && c->key > query ? c->key : query;
+    return c->key < key_end;
+}
+
+static int64_t min_i64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static void backward_block(const struct problem *p, struct buffers *f, int64_t key, int64_t query,
+                           int64_t head_row) {
+    int64_t key_end = min_i64(key + BLOCK, p->s), query_end = min_i64(query + BLOCK, p->s);
+    struct chunk c = {key, query}, next = c;
+    bool more = true;
+    chunk_products(p, f, c, 0);
+    for (int buffer = 0; more; buffer = !buffer) {
+        c = next;
+        more = next_chunk(p, key_end, query, query_end, &next);
+        if (more) chunk_products(p, f, next, !buffer);
+        chunk_vectors(p, f, c, buffer, head_row);
+        if (c.query + CHUNK < query_end) continue;
+        int64_t first = p->args->causal && c.key > query ? c.key : query;
+        key_products(p, f, c.key, first, (query_end - first) / CHUNK);
+    }
+    for (int64_t i = query; i < query_end; i += CHUNK) {
+        int64_t last = p->args->causal ? min_i64(key_end, i + CHUNK) : key_end;
+        query_products(p, f, key, i, (last - key) / CHUNK);
+    }
+}
+
+/* dq[query, d] = scale * the sums, turned back to queries down. */
+static void write_queries(const struct problem *p, const struct buffers *f, int64_t head_row, int64_t query) {
+    const struct attention_shape *z = &p->z;
+    const __m512 scale = _mm512_set1_ps(p->args->scale);
+    const float *sums = f->dq + query * p->d;
+    for (int t = 0; t < 2; t++) {
+        for (int64_t n = 0; n < z->d; n += 16) {
+            __m512i r[16];
+            __mmask16 cols = z->d - n >= 16 ? 0xFFFF : (__mmask16)((1u << (z->d - n)) - 1);
+            for (int i = 0; i < 16; i++) {
+                r[i] = (__m512i)_mm512_mul_ps(_mm512_load_ps(sums + (n + i) * CHUNK + 16 * t), scale);
+            }
+            transpose16(r);
+            for (int i = 0; i < 16; i++) {
+                int64_t row = query + query_at(t, i);
+                if (row >= z->s) continue;
+                _mm256_mask_storeu_epi16((uint16_t *)p->args->dq + (head_row + row) * z->d + n, cols,
+                                         (__m256i)_mm512_cvtneps_pbh((__m512)r[i]));
+            }
+        }
+    }
+}
+
+/* out[s, d] of bf16 = factor * sums[s, d padded]. */
+static void write_rows(const struct problem *p, uint16_t *out, const float *sums, float factor) {
+    for (int64_t j = 0; j < p->z.s; j++) {
+        for (int64_t n = 0; n < p->z.d; n += 16) {
+            __mmask16 cols = p->z.d - n >= 16 ? 0xFFFF : (__mmask16)((1u << (p->z.d - n)) - 1);
+            __m512 x = _mm512_mul_ps(_mm512_load_ps(sums + j * p->d + n), _mm512_set1_ps(factor));
+            _mm256_mask_storeu_epi16(out + j * p->z.d + n, cols, (__m256i)_mm512_cvtneps_pbh(x));
+        }
+    }
+}
+
+struct job {
+    struct problem p;
+    char *workspace;
+};
+
+static void backward_task(void *context, int64_t begin, int64_t end, int thread) {
+    struct job *job = context;
+    const struct problem *p = &job->p;
+    const struct attention_shape *z = &p->z;
+    struct buffers f;
+    size_t bytes = carve(&f, p, 0);
+    carve(&f, p, (uintptr_t)job->workspace + (size_t)thread * bytes);
+    tiles_open();
+    for (int64_t kv = begin; kv < end; kv++) {
+        int64_t batch = kv / z->g, group = kv % z->g, per_group = z->a / z->g;
+        pack_group(p, &f, kv);
+        for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
+            int64_t head_row = (batch * z->a + head) * z->s;
+            pack_head(p, &f, batch, head);
+            for (int64_t key = 0; key < p->s; key += BLOCK) {
+                for (int64_t query = p->args->causal ? key : 0; query < p->s; query += BLOCK) {
+                    backward_block(p, &f, key, query, head_row);
+                }
+            }
+            for (int64_t query = 0; query < p->s; query += CHUNK) write_queries(p, &f, head_row, query);
+        }
+        write_rows(p, (uint16_t *)p->args->dk + kv * z->s * z->d, f.dk, p->args->scale);
+        write_rows(p, (uint16_t *)p->args->dv + kv * z->s * z->d, f.dv, p->dropout.keep_scale);
+    }
+    tiles_close();
+}
+
+size_t CPU(attention_tiles_backward_workspace)(const struct stream *stream,
+                                               const struct attention_backward_args *args) {
+    struct problem p = make_problem(args);
+    struct buffers f;
+    return (size_t)threads_count(stream->threads) * carve(&f, &p, 0);
+}
+
+void CPU(attention_tiles_backward)(const struct stream *stream, const struct attention_backward_args *args) {
+    struct job job = {make_problem(args), stream->workspace};
+    threads_for(stream->threads, args->shape.b * args->shape.g, 1, backward_task, &job);
+}
+#endif
