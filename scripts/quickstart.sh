@@ -25,20 +25,21 @@ make -j"$(nproc)" BUILD="$BUILD" all | tail -n 3
 mkdir -p "$dir"
 
 # ---- corpus ----
-# Text files of printable ASCII, one JSON line each, at most 24 MB of JSON, in the order of their paths.
+# Text files of printable ASCII, one JSON line each, at most 24 MB of JSON; the same on
+# every run on the same machine.
 step "corpus from this machine's own text"
 if [ ! -s "$dir/corpus.jsonl" ]; then
     # at most 6 MB from each place, so that none fills the corpus alone
     for place in /usr/share/common-licenses /usr/share/doc /usr/include /usr/share/perl /usr/share/perl5 /usr/lib/*/perl-base \
         /usr/lib/*/perl /usr/lib/python3* /usr/lib/gcc /usr/share/vim /usr/share/gcc /usr/share/awk "$PWD"; do
         [ -d "$place" ] || continue
-        find "$place" \( -path "$PWD/build" -o -path "$PWD/.git" \) -prune -o -type f -readable -size -300k \
+        find "$place" \( -path "$PWD/build" -o -path "$PWD/.git" -o -name unicore \) -prune -o -type f -readable -size -300k \
             \( -name '*.h' -o -name '*.pm' -o -name '*.pl' -o -name '*.py' -o -name '*.txt' -o -name '*.md' -o -name 'README*' -o -name copyright \
             -o -name 'NEWS*' -o -name 'FAQ*' -o -name '*.html' -o -name '*.vim' -o -name '*.awk' -o -path '/usr/share/common-licenses/*' \) -print0 2>/dev/null |
-            sort -z | LC_ALL=C xargs -0 -r grep -L "[^ -~$(printf '\t')]" 2>/dev/null |
+            LC_ALL=C sort -z | shuf -z --random-source=<(yes) | LC_ALL=C xargs -0 -r grep -L "[^ -~$(printf '\t')]" 2>/dev/null |
             LC_ALL=C awk -v limit=6000000 '
                 function escape(text) {
-                    gsub(/\\/, "\\\\", text)
+                    gsub(/\\/, "&&", text)
                     gsub(/"/, "\\\"", text)
                     gsub(/\t/, "\\t", text)
                     return text
@@ -91,7 +92,7 @@ train() {
 step "how fast is this machine?"
 train probe "${shape[@]}" "${optimizer[@]}" --train-iters 12 --eval-iters 0 --log-interval 100
 milliseconds=$(tail -n 8 "$dir/probe.jsonl" | sed -n 's/.*"elapsed_ms":\([0-9.]*\).*/\1/p' | sort -n | sed -n 4p)
-iterations=$(awk -v ms="$milliseconds" -v s="$train_seconds" 'BEGIN { n = int(s * 1000 / ms / 10) * 10; print n < 50 ? 50 : n > 4000 ? 4000 : n }')
+iterations=$(awk -v ms="$milliseconds" -v s="$train_seconds" 'BEGIN { n = int(s * 1000 / ms / 10) * 10; print (n < 50 ? 50 : (n > 4000 ? 4000 : n)) }')
 echo "$milliseconds ms per iteration of 4096 tokens: $iterations iterations take about $(awk -v ms="$milliseconds" -v n="$iterations" 'BEGIN { printf "%.0f", ms * n / 1000 }') s"
 
 step "train a Llama-style model of 4.4 million parameters on bytes (log: $dir/train.log)"
