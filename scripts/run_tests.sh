@@ -16,6 +16,7 @@ mkdir -p "$LOGS"
 log_name() { # build/release-gcc/tests/unit/x_test -> unit.x_test
     local name=${1#"$B"/}
     name=${name#tests/}
+    name=${name#/}
     echo "${name//\//.}"
 }
 
