@@ -51,6 +51,9 @@ TEST := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/unit/*.c tests/k
 FUZZ := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/fuzz/*.c)))
 BENCH := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/bench/*.c)))
 
+# all of it: the kernel tables find their kernels by weak names, which pull nothing out of an archive
+WHOLE_LIB = -Wl,--whole-archive $B/libpretrain.a -Wl,--no-whole-archive
+
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(Q),@printf '  %-5s %s\n' $(1) $(2))
 
@@ -73,13 +76,13 @@ $B/libpretrain.a: $(LIB)
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
 $(BIN): $B/%: $B/cmd/%.o $B/libpretrain.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $< $(WHOLE_LIB) $(LDLIBS)
 $(TEST) $(BENCH): $B/tests/%: $B/tests/%.o $B/libpretrain.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $< $(WHOLE_LIB) $(LDLIBS)
 $(FUZZ): $B/tests/%: $B/tests/%.o $B/libpretrain.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LDLIBS)
+	$(Q)$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $< $(WHOLE_LIB) $(LDLIBS)
 $B/tests/fuzz/%.o: CFLAGS += -fsanitize=fuzzer-no-link
 define isa_rule
 $B/%.$(1).o: %.c

@@ -12,12 +12,9 @@ static enum dtype dtype_of(int params_dtype) {
                                                : DTYPE_F32;
 }
 
-/* Tokens per chunk of the fused loss: about an eighth of the tokens, between 256 and 1024, a multiple of 32.
- * More would hold more logits; fewer would read and write the whole weight gradient too often. */
-static int64_t loss_chunk_of(int64_t tokens) {
-    int64_t chunk = tokens / 8 / 32 * 32;
-    return chunk < 256 ? 256 : chunk > 1024 ? 1024 : chunk;
-}
+/* Tokens per chunk of the fused loss. More would hold more logits; fewer would read and write the whole
+ * weight gradient too often. */
+enum { LOSS_CHUNK_TOKENS = 512 };
 
 void model_from_config(const struct config *cfg, int64_t padded_vocab, struct model *out) {
     bool fused_loss =
@@ -59,6 +56,6 @@ void model_from_config(const struct config *cfg, int64_t padded_vocab, struct mo
         .hidden_dropout = (float)cfg->hidden_dropout,
         .attention_dropout = (float)cfg->attention_dropout,
         .fused_loss = fused_loss,
-        .loss_chunk = loss_chunk_of(cfg->seq_length * cfg->micro_batch_size),
+        .loss_chunk = LOSS_CHUNK_TOKENS,
     };
 }

@@ -41,7 +41,8 @@ void op_add_cross_entropy(struct program *p, const struct model *m, int logits) 
     p->ops[op].grad_of_in0_lives_in = logits;
 }
 
-/* ---- fused: out[0] holds the gradient of the hidden states from forward to backward ---- */
+/* ---- fused: the gradient of the hidden states takes their place, chunk by chunk, and waits there for
+ * backward ---- */
 
 struct fused_attributes {
     int64_t rows, chunk, hidden, vocab;
@@ -51,8 +52,8 @@ static void fused_chunk(struct run *r, const struct op *o, int64_t first, int64_
     const struct fused_attributes *f = o->attributes;
     const struct param_view *w = run_param(r, o, 0);
     enum dtype dtype = run_info(r, o->in[0])->dtype;
-    void *logits = run_tensor(r, o->out[1]), *x = dtype_at(run_tensor(r, o->in[0]), dtype, first * f->hidden);
-    float *loss = (float *)run_tensor(r, o->out[2]) + first, *lse = run_tensor(r, o->out[3]);
+    void *logits = run_tensor(r, o->out[0]), *x = dtype_at(run_tensor(r, o->in[0]), dtype, first * f->hidden);
+    float *loss = (float *)run_tensor(r, o->out[1]) + first, *lse = run_tensor(r, o->out[2]);
     const int32_t *labels = r->batch.labels + first;
     const float *mask = r->batch.loss_mask + first;
     KERNEL_CALL(gemm, r->stream, .c = logits, .a = x, .b = w->packed_forward ? w->packed_forward : w->plain,
@@ -64,20 +65,19 @@ static void fused_chunk(struct run *r, const struct op *o, int64_t first, int64_
     KERNEL_CALL(cross_entropy_backward, r->stream, .dlogits = logits, .logits = logits, .lse = lse,
                 .labels = labels, .mask = mask, .rows = rows, .vocab = f->vocab,
                 .grad_scale = r->loss_grad_scale, .dtype = dtype);
-    KERNEL_CALL(gemm, r->stream, .c = dtype_at(run_tensor(r, o->out[0]), dtype, first * f->hidden),
-                .a = logits, .b = w->packed_backward ? w->packed_backward : w->plain,
-                .b_packed = w->packed_backward != NULL, .m = rows, .n = f->hidden, .k = f->vocab,
-                .dtype = dtype, .c_dtype = dtype);
     KERNEL_CALL(gemm, r->stream, .c = w->grad, .a = logits, .trans_a = true, .b = x, .m = f->vocab,
                 .n = f->hidden, .k = rows, .dtype = dtype, .c_dtype = DTYPE_F32,
                 .accumulate = run_param_accumulates(w));
+    KERNEL_CALL(gemm, r->stream, .c = x, .a = logits, .b = w->packed_backward ? w->packed_backward : w->plain,
+                .b_packed = w->packed_backward != NULL, .m = rows, .n = f->hidden, .k = f->vocab,
+                .dtype = dtype, .c_dtype = dtype);
 }
 
 static void fused_forward(struct run *r, const struct op *o) {
     const struct fused_attributes *f = o->attributes;
     for (int64_t first = 0; first < f->rows; first += f->chunk)
         fused_chunk(r, o, first, f->rows - first < f->chunk ? f->rows - first : f->chunk);
-    add_losses(r, run_tensor(r, o->out[2]), f->rows);
+    add_losses(r, run_tensor(r, o->out[1]), f->rows);
 }
 
 static void fused_backward(struct run *r, const struct op *o) {
@@ -85,7 +85,7 @@ static void fused_backward(struct run *r, const struct op *o) {
 }
 
 static const struct op_def op_linear_cross_entropy = {"linear_cross_entropy", fused_forward, fused_backward,
-                                                      .backward_reads_out = 1, .grad_in = 1};
+                                                      .backward_reads_in = 1, .grad_in = 1};
 
 void op_add_linear_cross_entropy(struct program *p, const struct model *m, int hidden, const char *weight) {
     struct fused_attributes f = {m->seq * m->micro_batch, m->loss_chunk, m->hidden, m->vocab};
@@ -98,10 +98,8 @@ void op_add_linear_cross_entropy(struct program *p, const struct model *m, int h
                                       .init = PARAM_INIT_NORMAL,
                                       .init_std = m->init_std,
                                       .forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD});
-    int64_t dims[] = {m->seq, m->micro_batch, m->hidden};
-    int dhidden = program_output(p, op, "hidden_gradient", m->dtype, 3, dims, false);
     program_output(p, op, "logits_chunk", m->dtype, 2, (int64_t[]){f.chunk, f.vocab}, false);
     program_output(p, op, "loss", DTYPE_F32, 1, (int64_t[]){f.rows}, false);
     program_output(p, op, "loss_log_sum_exp", DTYPE_F32, 1, (int64_t[]){f.chunk}, false);
-    p->ops[op].grad_of_in0_lives_in = dhidden;
+    p->ops[op].grad_of_in0_lives_in = hidden;
 }
