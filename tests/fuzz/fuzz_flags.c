@@ -1,6 +1,7 @@
 /* Any command line is parsed and validated, or refused with one line; nothing else. The input is cut into
- * words at NUL bytes and newlines. An input that starts with '+' is put behind a working command line, so
- * that the rules are reached at once. */
+ * words at NUL bytes and newlines; a word whose first byte is above 127 stands for the flag that its first
+ * two bytes number. An input that starts with '+' is put behind a working command line, so that the rules are
+ * reached. */
 #include "core/config/config.h"
 #include "core/base/mem.h"
 #include <stdlib.h>
@@ -67,8 +68,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (char *at = text, *end = text + size; at < end && argc < most; at += strlen(at) + 1) {
         char *newline = strchr(at, '\n');
         if (newline) *newline = 0;
-        if (!strncmp(at, "--yaml-cfg", 10)) continue; /* fuzz_yaml reads files */
-        argv[argc++] = at;
+        const unsigned char *byte = (const unsigned char *)at;
+        const char *word =
+            byte[0] > 127 ? config_flag_name((byte[0] * 256u + byte[1]) % CONFIG_FLAG_COUNT) : at;
+        if (strncmp(word, "--yaml-cfg", 10)) argv[argc++] = word; /* fuzz_yaml reads YAML */
     }
     if (!config_parse(argc, argv, &cfg, &err))
         use(&cfg);
