@@ -250,15 +250,21 @@ void checkpoint_info_free(struct checkpoint_info *info) {
 static int verify_file(struct checkpoint_reader *r, int file, struct err *err) {
     const struct safetensors *f = checkpoint_reader_file(r, file, err);
     int status = f ? 0 : -1, listed;
+    size_t most = 0;
+    uint64_t checksum;
+    for (size_t i = 0; f && i < safetensors_count(f); i++) {
+        size_t need = checkpoint_reader_staging(safetensors_at(f, i));
+        most = need > most ? need : most;
+    }
+    void *staging = mem_alloc(most, "checkpoint staging");
     for (size_t i = 0; f && i < safetensors_count(f) && !status; i++) {
         const struct safetensors_tensor *t = safetensors_at(f, i);
-        uint64_t checksum;
         if (checkpoint_manifest_tensor(r->manifest, t->name, &listed, &checksum) || listed != file)
-            return err_set(err, "%s: tensor '%s' is not in the manifest", safetensors_path(f), t->name);
-        void *staging = mem_alloc(checkpoint_reader_staging(t), "checkpoint staging");
-        status = checkpoint_reader_stream(f, t, checksum, staging, NULL, NULL, err);
-        mem_free(staging);
+            status = err_set(err, "%s: tensor '%s' is not in the manifest", safetensors_path(f), t->name);
+        else
+            status = checkpoint_reader_stream(f, t, checksum, staging, NULL, NULL, err);
     }
+    mem_free(staging);
     return status;
 }
 

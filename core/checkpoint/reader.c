@@ -74,15 +74,15 @@ static int64_t block_rows(const struct safetensors_tensor *t, int64_t *rows_p, s
     int64_t rows = t->num_dims ? t->dims[0] : 1;
     size_t bytes = (size_t)(t->end - t->begin), row_bytes = rows ? bytes / (size_t)rows : 0;
     *rows_p = rows, *row_bytes_p = row_bytes;
-    size_t fit = row_bytes ? CHECKPOINT_STAGING_BYTES / row_bytes : (size_t)rows;
-    return fit ? (int64_t)fit : 1;
+    int64_t fit = row_bytes ? (int64_t)(CHECKPOINT_STAGING_BYTES / row_bytes) : rows;
+    if (fit > rows) fit = rows;
+    return fit ? fit : 1;
 }
 
 size_t checkpoint_reader_staging(const struct safetensors_tensor *tensor) {
     int64_t rows;
     size_t row_bytes;
-    block_rows(tensor, &rows, &row_bytes);
-    return row_bytes > CHECKPOINT_STAGING_BYTES ? row_bytes : CHECKPOINT_STAGING_BYTES;
+    return (size_t)block_rows(tensor, &rows, &row_bytes) * row_bytes;
 }
 
 int checkpoint_reader_stream(const struct safetensors *file, const struct safetensors_tensor *tensor,

@@ -27,5 +27,5 @@ const struct safetensors_tensor *checkpoint_reader_find(struct checkpoint_reader
 int checkpoint_reader_stream(const struct safetensors *file, const struct safetensors_tensor *tensor,
                              uint64_t checksum, void *staging, checkpoint_rows_fn fn, void *context,
                              struct err *err);
-/* Bytes that `staging` needs for this tensor. */
+/* Bytes that `staging` needs for this tensor: one block. */
 size_t checkpoint_reader_staging(const struct safetensors_tensor *tensor);

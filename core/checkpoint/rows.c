@@ -9,6 +9,7 @@ static int64_t smaller(int64_t a, int64_t b) {
 
 int64_t checkpoint_staging_rows(const struct checkpoint_entry *entry) {
     int64_t rows = CHECKPOINT_STAGING_BYTES / (int64_t)sizeof(float) / (entry->dims[1] ? entry->dims[1] : 1);
+    if (rows > entry->dims[0]) rows = entry->dims[0];
     return rows ? rows : 1;
 }
 

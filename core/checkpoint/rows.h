@@ -12,5 +12,5 @@ const float *checkpoint_gather_rows(const struct checkpoint_entry *entry, const 
 void checkpoint_scatter_rows(const struct checkpoint_entry *entry, const float *buffer, int64_t first,
                              int64_t num_rows, float *tensor, int64_t cols, int64_t first_row,
                              int64_t local_rows);
-/* How many disk rows fit the staging buffer; at least 1, however long a row is. */
+/* How many of the entry's disk rows are staged at once; at least 1, however long a row is. */
 int64_t checkpoint_staging_rows(const struct checkpoint_entry *entry);

@@ -217,7 +217,7 @@ int checkpoint_write(const char *dir, const struct checkpoint_save_options *opti
     struct save s = {.source = source};
     int64_t iteration = source->release ? CHECKPOINT_RELEASE : state->iteration;
     if (!options) options = &defaults;
-    if (checkpoint_check_model(model, dir, err) || checkpoint_store_prepare(dir, err)) return -1;
+    if (checkpoint_store_prepare(dir, err)) return -1;
     int64_t previous = checkpoint_tracker_read(dir);
     save_plan(&s, options);
     int status = write_all(&s, dir, iteration, model, state, config_json, err);
@@ -243,6 +243,7 @@ int checkpoint_save(const char *dir, const struct checkpoint_save_options *optio
                     const struct checkpoint_model *model, const struct checkpoint_tensor *tensors, int count,
                     const struct checkpoint_state *state, const char *config_json, struct err *err) {
     int status = 0, used = 0, with_optimizer = 0;
+    if (checkpoint_check_model(model, dir, err)) return -1;
     struct checkpoint_entry *entries =
         mem_new_array(struct checkpoint_entry, (size_t)count * CHECKPOINT_MAX_PARTS, "checkpoint entries");
     for (int i = 0; i < count && !status; i++) {

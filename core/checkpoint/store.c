@@ -79,7 +79,7 @@ static int sync_dir(const char *path, struct err *err) {
     return status;
 }
 
-static int make_dirs(const char *path, struct err *err) {
+int checkpoint_make_dirs(const char *path, struct err *err) {
     struct str part = {0}, parent = {0};
     struct stat st;
     int status = 0;
@@ -276,7 +276,7 @@ static void mend(const char *dir, const char *name) {
 }
 
 int checkpoint_store_prepare(const char *dir, struct err *err) {
-    if (make_dirs(dir, err)) return -1;
+    if (checkpoint_make_dirs(dir, err)) return -1;
     DIR *d = opendir(dir);
     if (!d) return err_set(err, "%s: cannot open: %s", dir, strerror(errno));
     for (struct dirent *e; (e = readdir(d));) mend(dir, e->d_name);

@@ -40,7 +40,9 @@ void checkpoint_place_name(int64_t iteration, char name[48]);
 /* The tracker's iteration, CHECKPOINT_RELEASE, or -2 when there is no readable one. */
 int64_t checkpoint_tracker_read(const char *dir);
 
-/* Makes `dir` and its parents, puts back what a kill left half-replaced, removes other leftovers. */
+/* Makes a directory and its parents, durably; fine when it is there. */
+int checkpoint_make_dirs(const char *path, struct err *err);
+/* Makes `dir`, puts back what a kill left half-replaced, removes other leftovers. */
 int checkpoint_store_prepare(const char *dir, struct err *err);
 int checkpoint_store_need_space(const char *dir, uint64_t bytes, struct err *err);
 /* Makes an empty <dir>/.saving-NAME; its path is appended to *path. */
