@@ -120,25 +120,32 @@ static int write_tokens(struct indexed_writer *w, const int32_t *tokens, int64_t
     return 0;
 }
 
-int indexed_writer_document(struct indexed_writer *w, const int32_t *tokens, int64_t count, struct err *err) {
+int indexed_writer_sequence(struct indexed_writer *w, const int32_t *tokens, int64_t count, struct err *err) {
+    if (!count) return 0;
     if (count > INT32_MAX)
         return err_set(err, "%s: document %lld has %lld tokens; at most %d fit the format: split it",
                        w->bin.path, (long long)w->num_documents, (long long)count, INT32_MAX);
-    if (count) {
-        if (w->sequences == w->sequences_capacity) {
-            w->sequences_capacity = w->sequences_capacity ? 2 * w->sequences_capacity : 4096;
-            w->lengths =
-                mem_realloc(w->lengths, mem_array_bytes((size_t)w->sequences_capacity, 4), "lengths");
-        }
-        w->lengths[w->sequences++] = (int32_t)count;
+    if (w->sequences == w->sequences_capacity) {
+        w->sequences_capacity = w->sequences_capacity ? 2 * w->sequences_capacity : 4096;
+        w->lengths = mem_realloc(w->lengths, mem_array_bytes((size_t)w->sequences_capacity, 4), "lengths");
     }
+    w->lengths[w->sequences++] = (int32_t)count;
+    return write_tokens(w, tokens, count, err);
+}
+
+void indexed_writer_end_document(struct indexed_writer *w) {
     if (w->num_documents == w->documents_capacity) {
         w->documents_capacity = w->documents_capacity ? 2 * w->documents_capacity : 4096;
         w->documents =
             mem_realloc(w->documents, mem_array_bytes((size_t)w->documents_capacity, 8), "documents");
     }
     w->documents[w->num_documents++] = w->sequences;
-    return write_tokens(w, tokens, count, err);
+}
+
+int indexed_writer_document(struct indexed_writer *w, const int32_t *tokens, int64_t count, struct err *err) {
+    if (indexed_writer_sequence(w, tokens, count, err)) return -1;
+    indexed_writer_end_document(w);
+    return 0;
 }
 
 static int write_idx(struct indexed_writer *w, struct err *err) {

@@ -17,7 +17,12 @@ enum indexed_type indexed_writer_type(int64_t vocab_size);
 /* type is INDEXED_U16 or INDEXED_I32. */
 int indexed_writer_open(const char *prefix, enum indexed_type type, struct indexed_writer **writer_p,
                         struct err *err);
-/* A document without tokens adds a document boundary and no sequence, as in Megatron-LM. */
+/* One sequence of the current document, for documents of several. A sequence without tokens is not stored. */
+int indexed_writer_sequence(struct indexed_writer *writer, const int32_t *tokens, int64_t count,
+                            struct err *err);
+void indexed_writer_end_document(struct indexed_writer *writer);
+/* Both in one: a document of one sequence. A document without tokens adds a document boundary and no
+ * sequence, as in Megatron-LM. */
 int indexed_writer_document(struct indexed_writer *writer, const int32_t *tokens, int64_t count,
                             struct err *err);
 int indexed_writer_finish(struct indexed_writer *writer, struct err *err);
