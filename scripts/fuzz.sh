@@ -35,9 +35,9 @@ run_one() { # index, name
     local runs
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     if [ $status = 0 ]; then
-        echo "ok $1 - fuzz_$2 takes ${runs:-?} inputs"
+        echo "ok $1 - $2 takes ${runs:-?} inputs"
     else
-        echo "not ok $1 - fuzz_$2: exit status $status"
+        echo "not ok $1 - $2: exit status $status"
         sed 's/^/# /' <(grep -E 'ERROR|SUMMARY|runtime error|Test unit written|#[0-9] ' "$log" | head -20)
         local crash
         crash=$(sed -n 's/.*Test unit written to //p' "$log" | head -1)
