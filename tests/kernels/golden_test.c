@@ -299,6 +299,24 @@ TEST(unfused_attention_agrees_with_pytorch) {
     FOR_REFERENCE_AND_EACH_ISA(k) check_unfused_attention(k);
 }
 
+static void own(const struct kernels *k, const char *name, bool is_own) {
+    EXPECT(is_own, "%s: %s is the reference", k->backend, name);
+}
+
+/* A kernel that fell out of the link would be the reference under another name, and agree with itself. */
+TEST(the_tables_hold_kernels_of_their_own) {
+    const struct kernels *reference = kernels_reference();
+    FOR_EACH_ISA(k) {
+#define OWN(name) own(k, #name, k->name != reference->name)
+        OWN(norm_forward), OWN(norm_backward), OWN(activation_forward), OWN(activation_backward),
+            OWN(dropout);
+        OWN(residual_forward), OWN(residual_backward), OWN(embedding_forward), OWN(embedding_backward);
+        OWN(cross_entropy_forward), OWN(cross_entropy_backward), OWN(adamw), OWN(sum_squares), OWN(cast),
+            OWN(add);
+        OWN(fill), OWN(normal_init), OWN(attention_forward), OWN(attention_backward), OWN(gemm);
+    }
+}
+
 TEST(every_tensor_of_the_file_is_finite) {
     if (!open_golden()) return;
     int64_t bad = 0;
@@ -314,4 +332,5 @@ TEST(every_tensor_of_the_file_is_finite) {
 RUN_TESTS(CASE(norms_agree_with_pytorch), CASE(activations_agree_with_pytorch),
           CASE(cross_entropy_agrees_with_pytorch), CASE(embedding_agrees_with_pytorch),
           CASE(adamw_agrees_with_pytorch), CASE(attention_agrees_with_pytorch),
-          CASE(unfused_attention_agrees_with_pytorch), CASE(every_tensor_of_the_file_is_finite))
+          CASE(unfused_attention_agrees_with_pytorch), CASE(the_tables_hold_kernels_of_their_own),
+          CASE(every_tensor_of_the_file_is_finite))
