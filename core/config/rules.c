@@ -49,11 +49,9 @@ static int rules_without_effect(const struct config *cfg, struct err *err) {
         NEEDS(save_retain_interval, save),
         NEEDS(no_save_optim, save),
         NEEDS(no_save_rng, save),
-        NEEDS(log_progress, save),
         NEEDS(ckpt_step, load),
         NEEDS(exit_on_missing_checkpoint, load),
         NEEDS(tensorboard_log_interval, tensorboard_dir),
-        NEEDS(tensorboard_queue_size, tensorboard_dir),
         NEEDS(log_timers_to_tensorboard, tensorboard_dir),
         NEEDS(log_validation_ppl_to_tensorboard, tensorboard_dir),
         NEEDS(log_memory_to_tensorboard, tensorboard_dir),
@@ -71,12 +69,8 @@ static int rules_without_effect(const struct config *cfg, struct err *err) {
                     is_active(cfg, needs[i].other),
                 "%s has no effect without %s: add %s or drop %s", flag, other, other, flag);
     }
-    static const int loading[] = {CONFIG_FLAG_no_load_optim,
-                                  CONFIG_FLAG_no_load_rng,
-                                  CONFIG_FLAG_finetune,
-                                  CONFIG_FLAG_use_checkpoint_args,
-                                  CONFIG_FLAG_override_opt_param_scheduler,
-                                  CONFIG_FLAG_use_checkpoint_opt_param_scheduler};
+    static const int loading[] = {CONFIG_FLAG_no_load_optim, CONFIG_FLAG_no_load_rng, CONFIG_FLAG_finetune,
+                                  CONFIG_FLAG_use_checkpoint_args};
     for (size_t i = 0; i < ARRAY_COUNT(loading); i++) {
         const char *flag = config_flag_name(loading[i]);
         REQUIRE(!rules_gave(cfg, loading[i]) || !is_active(cfg, loading[i]) || cfg->load ||
@@ -477,15 +471,17 @@ static int rules_output(struct config *cfg, struct err *err) {
     REQUIRE(!config_is_set(cfg, save_retain_interval) || cfg->save_retain_interval % cfg->save_interval == 0,
             "--save-retain-interval %lld is not a multiple of --save-interval %lld: make it one",
             (long long)cfg->save_retain_interval, (long long)cfg->save_interval);
-    REQUIRE(!cfg->override_opt_param_scheduler || !cfg->use_checkpoint_opt_param_scheduler,
-            "--override-opt-param-scheduler and --use-checkpoint-opt-param-scheduler contradict each other: "
-            "drop one");
     REQUIRE(!config_is_set(cfg, log_memory_interval) || cfg->log_memory_interval % cfg->log_interval == 0,
             "--log-memory-interval %lld is not a multiple of --log-interval %lld: make it one",
             (long long)cfg->log_memory_interval, (long long)cfg->log_interval);
     REQUIRE(!cfg->profile || cfg->profile_step_end > cfg->profile_step_start,
             "--profile-step-end %lld is not after --profile-step-start %lld: raise it",
             (long long)cfg->profile_step_end, (long long)cfg->profile_step_start);
+    for (int64_t i = 0; i < cfg->profile_ranks.count; i++) {
+        REQUIRE(cfg->profile_ranks.items[i] < cfg->world_size,
+                "--profile-ranks %lld: there is no such rank, the ranks are 0 to %lld; drop it",
+                (long long)cfg->profile_ranks.items[i], (long long)cfg->world_size - 1);
+    }
     REQUIRE(
         cfg->device != DEVICE_CUDA || !GAVE(kernels),
         "--kernels chooses among the CPU's kernels and has no effect with --device cuda: drop one of them");
