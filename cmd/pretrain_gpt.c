@@ -2,8 +2,10 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/version.h"
+#include "core/checkpoint/checkpoint.h"
 #include "core/train/trainer.h"
 #include <stdio.h>
+#include <string.h>
 
 static int usage_error(const struct err *err) {
     log_error("%s", err->text);
@@ -64,10 +66,37 @@ static int train(const struct config *cfg, struct err *err) {
     return status;
 }
 
+/* --use-checkpoint-args: the saved configuration fills in what the user did not give. */
+static int load_checkpoint_args(struct config *cfg, struct err *err) {
+    const char *dir = cfg->load ? cfg->load : cfg->pretrained_checkpoint;
+    struct checkpoint_info info = {0};
+    int64_t step = cfg->load && config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0;
+    if (!dir) return 0; /* config_validate says so */
+    int status = checkpoint_find(dir, step, &info, err);
+    if (!status && (!info.found || !info.config_json)) {
+        status = err_set(
+            err, "--use-checkpoint-args: %s holds no checkpoint with a configuration; drop the flag", dir);
+    }
+    if (!status) status = config_load_json(cfg, info.config_json, strlen(info.config_json), info.path, err);
+    checkpoint_info_free(&info);
+    return status;
+}
+
+/* Python's levels: 10 debug, 20 info, 30 warning, 40 error. */
+static void set_log_level(const struct config *cfg) {
+    if (!config_is_set(cfg, logging_level)) return;
+    log_set_level(cfg->logging_level <= 10   ? LOG_DEBUG
+                  : cfg->logging_level <= 20 ? LOG_INFO
+                  : cfg->logging_level <= 30 ? LOG_WARN
+                                             : LOG_ERROR);
+}
+
 static int run(struct config *cfg, struct err *err) {
     struct config_module modules[MODULE_COUNT];
     struct str json = {0};
+    set_log_level(cfg);
     list_modules(modules);
+    if (cfg->use_checkpoint_args && load_checkpoint_args(cfg, err)) return usage_error(err);
     if (config_validate(cfg, modules, MODULE_COUNT, err)) return usage_error(err);
     config_print_notes(stderr, cfg);
     config_print_resolved(stdout, cfg);
@@ -85,13 +114,9 @@ int main(int argc, char **argv) {
     struct err err;
     int status = STATUS_OK;
     if (config_parse(argc, (const char *const *)argv, &cfg, &err)) return usage_error(&err);
-    if (cfg.help)
-        config_help(stdout);
-    else if (cfg.help_recompute)
-        config_help_recompute(stdout);
-    else if (cfg.version)
+    if (cfg.version)
         puts(version_string());
-    else
+    else if (!config_answer(stdout, &cfg))
         status = run(&cfg, &err);
     config_free(&cfg);
     return status;

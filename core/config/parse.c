@@ -121,7 +121,7 @@ static const char *split_word(struct config *cfg, const char *word, const char *
 
 static int lookup_word(struct config *cfg, const char *name, struct err *err) {
     if (strcmp(name, "--") == 0) return err_set(err, "'--' is not a flag: flags start with -- and a name");
-    if (strchr(name, '_') && flag_find(name) < 0) {
+    if (strchr(name, '_') && flag_find(name) < 0 && !missing_find(name)) {
         char *dashed = (char *)(uintptr_t)config_keep_text(cfg, name, strlen(name));
         dashes_for_underscores(dashed);
         if (flag_find(dashed) >= 0 || missing_find(dashed)) {

@@ -1,9 +1,9 @@
 /* Every rule between flags, and every value that follows from others. A rule is one REQUIRE: the condition
  * that must hold, and a message that names the flags and the remedy. Sources: Megatron-LM's validate_args and
  * TransformerConfig.__post_init__ where it checks; where it silently changes or ignores a flag, the rule
- * refuses. Batch sizes, iterations and schedules are in rules_schedule.c. */
+ * refuses. Data and tokenizer are in rules_data.c, batch sizes, iterations and schedules in rules_schedule.c.
+ */
 #include "core/config/rules.h"
-#include <stdlib.h>
 #include <string.h>
 
 bool rules_gave(const struct config *cfg, int flag) {
@@ -49,11 +49,9 @@ static int rules_without_effect(const struct config *cfg, struct err *err) {
         NEEDS(save_retain_interval, save),
         NEEDS(no_save_optim, save),
         NEEDS(no_save_rng, save),
-        NEEDS(log_progress, save),
         NEEDS(ckpt_step, load),
         NEEDS(exit_on_missing_checkpoint, load),
         NEEDS(tensorboard_log_interval, tensorboard_dir),
-        NEEDS(tensorboard_queue_size, tensorboard_dir),
         NEEDS(log_timers_to_tensorboard, tensorboard_dir),
         NEEDS(log_validation_ppl_to_tensorboard, tensorboard_dir),
         NEEDS(log_memory_to_tensorboard, tensorboard_dir),
@@ -71,12 +69,8 @@ static int rules_without_effect(const struct config *cfg, struct err *err) {
                     is_active(cfg, needs[i].other),
                 "%s has no effect without %s: add %s or drop %s", flag, other, other, flag);
     }
-    static const int loading[] = {CONFIG_FLAG_no_load_optim,
-                                  CONFIG_FLAG_no_load_rng,
-                                  CONFIG_FLAG_finetune,
-                                  CONFIG_FLAG_use_checkpoint_args,
-                                  CONFIG_FLAG_override_opt_param_scheduler,
-                                  CONFIG_FLAG_use_checkpoint_opt_param_scheduler};
+    static const int loading[] = {CONFIG_FLAG_no_load_optim, CONFIG_FLAG_no_load_rng, CONFIG_FLAG_finetune,
+                                  CONFIG_FLAG_use_checkpoint_args};
     for (size_t i = 0; i < ARRAY_COUNT(loading); i++) {
         const char *flag = config_flag_name(loading[i]);
         REQUIRE(!rules_gave(cfg, loading[i]) || !is_active(cfg, loading[i]) || cfg->load ||
@@ -258,6 +252,8 @@ static void list_modules(struct str *out, const struct config_module *modules, i
 }
 
 static int check_module(const char *name, const struct config_module *modules, int count, struct err *err) {
+    static const char *const elsewhere[] = {"moe",          "moe_act",     "shared_experts", "mla_up_proj",
+                                            "gdn_norm_out", "gdp_in_proj", "gdp_qkv",        "mhc"};
     const char *nearest = NULL;
     int best = 4;
     for (int i = 0; i < count; i++) {
@@ -270,6 +266,13 @@ static int check_module(const char *name, const struct config_module *modules, i
     }
     struct str allowed = {0};
     list_modules(&allowed, modules, count);
+    for (size_t i = 0; i < ARRAY_COUNT(elsewhere); i++) {
+        if (strcmp(elsewhere[i], name)) continue;
+        err_set(err, "--recompute-modules %s: a module of models that this program does not have yet; use %s",
+                name, allowed.data);
+        str_free(&allowed);
+        return -1;
+    }
     err_set(err, "--recompute-modules %s: no such module%s%s%s; this model has %s", name,
             nearest ? "; did you mean " : "", nearest ? nearest : "", nearest ? "?" : "", allowed.data);
     str_free(&allowed);
@@ -367,107 +370,6 @@ static int rules_precision(struct config *cfg, struct err *err) {
     return 0;
 }
 
-/* ---- data and tokenizer ---- */
-
-/* "969, 30, 1", "99,1,0", with or without quotes that a shell script left in: the numbers count. */
-static int rules_split(struct config *cfg, struct err *err) {
-    const char *at = cfg->split;
-    double sum = 0;
-    int count = 0;
-    REQUIRE(strspn(at, "0123456789., '\"") == strlen(at),
-            "--split %s: give three numbers with commas between them, as 969,30,1", at);
-    while (at += strspn(at, ", '\""), *at) {
-        size_t length = strspn(at, "0123456789.");
-        char number[32], *end;
-        REQUIRE(count < 3 && length < sizeof(number), "--split %s: give at most three numbers, as 969,30,1",
-                cfg->split);
-        memcpy(number, at, length);
-        number[length] = 0;
-        cfg->split_weights[count] = strtod(number, &end);
-        REQUIRE(!*end && isfinite(cfg->split_weights[count]),
-                "--split %s: '%s' is not a number; give three, as 969,30,1", cfg->split, number);
-        sum += cfg->split_weights[count++];
-        at += length;
-    }
-    REQUIRE(sum > 0, "--split %s: at least one share must be above 0, as in 969,30,1", cfg->split);
-    for (int i = 0; i < 3; i++) cfg->split_weights[i] /= sum;
-    return 0;
-}
-
-static int rules_data(struct config *cfg, struct err *err) {
-    static const int lists[] = {CONFIG_FLAG_data_path, CONFIG_FLAG_train_data_path,
-                                CONFIG_FLAG_valid_data_path, CONFIG_FLAG_test_data_path};
-    for (size_t i = 0; i < ARRAY_COUNT(lists); i++) {
-        REQUIRE(((const struct config_texts *)flag_field(cfg, lists[i]))->count != 0,
-                "%s names no data: give PREFIX, or WEIGHT PREFIX ..., or drop it",
-                config_flag_name(lists[i]));
-    }
-    bool blend = config_is_set(cfg, data_path) || cfg->data_args_path;
-    bool split_paths = config_is_set(cfg, train_data_path) || config_is_set(cfg, valid_data_path) ||
-                       config_is_set(cfg, test_data_path);
-    bool per_split = split_paths || cfg->per_split_data_args_path;
-    REQUIRE(!config_is_set(cfg, data_path) || !cfg->data_args_path,
-            "--data-path and --data-args-path exclude each other: drop one of them");
-    REQUIRE(!split_paths || !cfg->per_split_data_args_path,
-            "--train-data-path and its kind exclude --per-split-data-args-path: drop one of them");
-    REQUIRE(
-        cfg->mock_data + blend + per_split <= 1,
-        "--mock-data, --data-path and --train-data-path (with its kind) exclude each other: keep one source");
-    REQUIRE(cfg->mock_data + blend + per_split == 1 || cfg->dry_run,
-            "no data: give --data-path PREFIX or --train-data-path PREFIX, or --mock-data to train on "
-            "made-up data "
-            "(Megatron-LM would do that silently)");
-    REQUIRE(!per_split || !cfg->split,
-            "--split divides --data-path and has no effect with paths per split: drop it");
-    if (!cfg->split) {
-        cfg->split = "969, 30, 1";
-        if (!per_split) config_derive(cfg, CONFIG_FLAG_split, "Megatron-LM's default");
-        if (blend) config_note(cfg, "--split: not given, taken as 969, 30, 1 (as in Megatron-LM)");
-    }
-    if (config_is_set(cfg, dataloader_type)) return rules_split(cfg, err);
-    cfg->dataloader_type = DATALOADER_TYPE_SINGLE;
-    config_derive(cfg, CONFIG_FLAG_dataloader_type, "--data-path");
-    return rules_split(cfg, err);
-}
-
-static int rules_tokenizer(struct config *cfg, struct err *err) {
-    if (!config_is_set(cfg, tokenizer_type)) {
-        const char *from = cfg->vocab_file || cfg->merge_file ? "--vocab-file"
-                           : cfg->tokenizer_model             ? "--tokenizer-model"
-                           : config_is_set(cfg, vocab_size)   ? "--vocab-size"
-                                                              : "--mock-data";
-        REQUIRE(cfg->vocab_file || cfg->merge_file || cfg->tokenizer_model ||
-                    config_is_set(cfg, vocab_size) || cfg->mock_data,
-                "the vocabulary is unknown: give --tokenizer-type with its files, or --vocab-size");
-        cfg->tokenizer_type = cfg->vocab_file || cfg->merge_file ? TOKENIZER_TYPE_GPT2_BPE
-                              : cfg->tokenizer_model             ? TOKENIZER_TYPE_HUGGING_FACE
-                              : config_is_set(cfg, vocab_size)   ? TOKENIZER_TYPE_NULL
-                                                                 : TOKENIZER_TYPE_BYTE;
-        config_derive(cfg, CONFIG_FLAG_tokenizer_type, from);
-    }
-    int type = cfg->tokenizer_type;
-    REQUIRE(type != TOKENIZER_TYPE_GPT2_BPE || (cfg->vocab_file && cfg->merge_file),
-            "GPT2BPETokenizer needs --vocab-file and --merge-file: give both");
-    REQUIRE(type != TOKENIZER_TYPE_HUGGING_FACE || cfg->tokenizer_model,
-            "HuggingFaceTokenizer needs --tokenizer-model: give the tokenizer.json or its folder");
-    REQUIRE(type != TOKENIZER_TYPE_NULL || config_is_set(cfg, vocab_size),
-            "NullTokenizer needs --vocab-size: give it");
-    REQUIRE(type == TOKENIZER_TYPE_GPT2_BPE || (!cfg->vocab_file && !cfg->merge_file),
-            "--vocab-file and --merge-file belong to --tokenizer-type GPT2BPETokenizer: drop them or change "
-            "the type");
-    REQUIRE(type == TOKENIZER_TYPE_HUGGING_FACE || !cfg->tokenizer_model,
-            "--tokenizer-model belongs to --tokenizer-type HuggingFaceTokenizer: drop it or change the type");
-    REQUIRE(type == TOKENIZER_TYPE_NULL || (!GAVE(null_tokenizer_eod_id) && !GAVE(null_tokenizer_pad_id)),
-            "--null-tokenizer-eod-id and --null-tokenizer-pad-id belong to --tokenizer-type NullTokenizer: "
-            "drop them or "
-            "change the type");
-    REQUIRE(type != TOKENIZER_TYPE_NULL || !config_is_set(cfg, null_tokenizer_eod_id) ||
-                cfg->null_tokenizer_eod_id < cfg->vocab_size,
-            "--null-tokenizer-eod-id %lld is outside --vocab-size %lld: lower it",
-            (long long)cfg->null_tokenizer_eod_id, (long long)cfg->vocab_size);
-    return 0;
-}
-
 /* ---- checkpoints, logging, device ---- */
 
 static int rules_output(struct config *cfg, struct err *err) {
@@ -477,15 +379,17 @@ static int rules_output(struct config *cfg, struct err *err) {
     REQUIRE(!config_is_set(cfg, save_retain_interval) || cfg->save_retain_interval % cfg->save_interval == 0,
             "--save-retain-interval %lld is not a multiple of --save-interval %lld: make it one",
             (long long)cfg->save_retain_interval, (long long)cfg->save_interval);
-    REQUIRE(!cfg->override_opt_param_scheduler || !cfg->use_checkpoint_opt_param_scheduler,
-            "--override-opt-param-scheduler and --use-checkpoint-opt-param-scheduler contradict each other: "
-            "drop one");
     REQUIRE(!config_is_set(cfg, log_memory_interval) || cfg->log_memory_interval % cfg->log_interval == 0,
             "--log-memory-interval %lld is not a multiple of --log-interval %lld: make it one",
             (long long)cfg->log_memory_interval, (long long)cfg->log_interval);
     REQUIRE(!cfg->profile || cfg->profile_step_end > cfg->profile_step_start,
             "--profile-step-end %lld is not after --profile-step-start %lld: raise it",
             (long long)cfg->profile_step_end, (long long)cfg->profile_step_start);
+    for (int64_t i = 0; i < cfg->profile_ranks.count; i++) {
+        REQUIRE(cfg->profile_ranks.items[i] < cfg->world_size,
+                "--profile-ranks %lld: there is no such rank, the ranks are 0 to %lld; drop it",
+                (long long)cfg->profile_ranks.items[i], (long long)cfg->world_size - 1);
+    }
     REQUIRE(
         cfg->device != DEVICE_CUDA || !GAVE(kernels),
         "--kernels chooses among the CPU's kernels and has no effect with --device cuda: drop one of them");
@@ -506,7 +410,7 @@ int config_validate(struct config *cfg, const struct config_module *modules, int
     if (rules_model(cfg, err) || rules_recompute(cfg, modules, module_count, err) ||
         rules_precision(cfg, err))
         return -1;
-    if (rules_data(cfg, err) || rules_tokenizer(cfg, err) || rules_output(cfg, err)) return -1;
+    if (rules_data(cfg, err) || rules_output(cfg, err)) return -1;
     return rules_schedule(cfg, err);
 }
 

@@ -12,5 +12,7 @@
 bool rules_gave(const struct config *cfg, int flag);
 #define GAVE(field) rules_gave(cfg, CONFIG_FLAG_##field)
 
+/* Data source, split, tokenizer. */
+int rules_data(struct config *cfg, struct err *err);
 /* Batch sizes, iterations, learning rate, weight decay, evaluation. */
 int rules_schedule(struct config *cfg, struct err *err);

@@ -313,6 +313,10 @@ static int rules_evaluation(struct config *cfg, struct err *err) {
         cfg->eval_micro_batch_size = cfg->micro_batch_size;
         config_derive(cfg, CONFIG_FLAG_eval_micro_batch_size, "--micro-batch-size");
     }
+    REQUIRE(
+        cfg->eval_micro_batch_size == cfg->micro_batch_size,
+        "--eval-micro-batch-size %lld differs from --micro-batch-size %lld, which is not built yet: drop it",
+        (long long)cfg->eval_micro_batch_size, (long long)cfg->micro_batch_size);
     if (!config_is_set(cfg, eval_global_batch_size)) {
         cfg->eval_global_batch_size = batch;
         config_derive(cfg, CONFIG_FLAG_eval_global_batch_size, "--global-batch-size");
@@ -323,7 +327,7 @@ static int rules_evaluation(struct config *cfg, struct err *err) {
             "change one of them",
             (long long)cfg->eval_global_batch_size, (long long)cfg->eval_micro_batch_size,
             (long long)cfg->data_parallel_size);
-    REQUIRE(!cfg->skip_train || cfg->eval_iters > 0 || cfg->full_validation,
+    REQUIRE(!cfg->skip_train || cfg->eval_iters > 0,
             "--skip-train with --eval-iters 0 does nothing: raise --eval-iters or drop --skip-train");
     return 0;
 }
