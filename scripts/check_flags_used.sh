@@ -10,7 +10,7 @@ lr_wsd_decay_samples lr_warmup_fraction lr_warmup_iters lr_warmup_samples make_v
 padded_vocab_size recompute_activations distribute_saved_activations weight_decay split dataloader_type yaml_cfg help
 help_recompute help_markdown tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size
 expert_model_parallel_size expert_tensor_parallel_size world_size
-eval_micro_batch_size profile_ranks"
+eval_micro_batch_size profile_ranks data_args_path per_split_data_args_path"
 status=0
 for field in $(sed -n 's/^FLAG([A-Z]*, *\([A-Za-z0-9_]*\),.*/\1/p' core/config/flags.def); do
     case " $(echo $derived) " in *" $field "*) continue ;; esac

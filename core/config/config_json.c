@@ -119,6 +119,7 @@ int config_load_json(struct config *cfg, const char *text, size_t length, const 
         char shown[512];
         const struct json_node *value = json_get(json_get(root, flag_rows[flag].field), "value");
         if (!value || !flag_group_of(flag)->from_checkpoint || config_flag_is_given(cfg, flag)) continue;
+        if (value->kind == JSON_NULL && !strcmp(flag_rows[flag].default_text, "None")) continue;
         snprintf(shown, sizeof(shown), "%.300s: %s", name, flag_rows[flag].field);
         cfg->origin[flag] = CONFIG_CHECKPOINT;
         status = load_value(cfg, flag, value, shown, err);

@@ -14,5 +14,7 @@ bool rules_gave(const struct config *cfg, int flag);
 
 /* Data source, split, tokenizer. */
 int rules_data(struct config *cfg, struct err *err);
+/* Reads the files of --data-args-path and --per-split-data-args-path into the lists of data paths. */
+int rules_data_args(struct config *cfg, struct err *err);
 /* Batch sizes, iterations, learning rate, weight decay, evaluation. */
 int rules_schedule(struct config *cfg, struct err *err);

@@ -51,6 +51,7 @@ static int rules_source(struct config *cfg, struct err *err) {
             "no data: give --data-path PREFIX or --train-data-path PREFIX, or --mock-data to train on "
             "made-up data "
             "(Megatron-LM would do that silently)");
+    if (rules_data_args(cfg, err)) return -1;
     REQUIRE(!per_split || !cfg->split,
             "--split divides --data-path and has no effect with paths per split: drop it");
     if (!cfg->split) {

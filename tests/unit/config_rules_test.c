@@ -1,6 +1,7 @@
 /* No flag is silently changed or ignored: each rule between flags refuses with the flags' names and a remedy,
  * and each derived value follows from what its origin says. */
 #include "core/config/config.h"
+#include "tests/temp_dir.h"
 #include "tests/test.h"
 
 static const struct config_module modules[] = {{"core_attn", true, NULL},
@@ -439,6 +440,54 @@ TEST(a_tokenizer_is_chosen_from_what_is_given) {
     ACCEPTS("--tokenizer-model m");
     EXPECT_EQ(cfg.tokenizer_type, TOKENIZER_TYPE_HUGGING_FACE);
     config_free(&cfg);
+}
+
+/* Writes the text to a file and validates with `flag FILE`. */
+static int validate_file(const char *flag, const char *text, const char *more) {
+    struct temp_dir dir;
+    char tail[1024];
+    temp_dir_make(&dir);
+    const char *path = temp_dir_file(&dir, "data");
+    FILE *file = fopen(path, "wb");
+    EXPECT(file, "cannot write %s", path);
+    fputs(text, file);
+    fclose(file);
+    snprintf(tail, sizeof(tail), "%s %s %s", flag, path, more);
+    int status = validate(MODEL LENGTH "--vocab-size 9", tail);
+    temp_dir_remove(&dir);
+    return status;
+}
+
+TEST(data_paths_are_read_from_files) {
+    EXPECT(!validate_file("--data-args-path", "0.3 a\n0.7  b/c\n", ""), "%s", err.text);
+    EXPECT_EQ(cfg.data_path.count, 4);
+    EXPECT_STR(cfg.data_path.items[3], "b/c");
+    EXPECT_EQ(cfg.origin[CONFIG_FLAG_data_path], CONFIG_DERIVED);
+    config_free(&cfg);
+    EXPECT(!validate_file("--per-split-data-args-path",
+                          "{\"train\": [0.5, \"a\", \"1\", \"b\"], \"valid\": \"c\", \"test\": null}", ""),
+           "%s", err.text);
+    EXPECT_EQ(cfg.train_data_path.count, 4);
+    EXPECT_STR(cfg.train_data_path.items[0], "0.5");
+    EXPECT_STR(cfg.valid_data_path.items[0], "c");
+    EXPECT_EQ(cfg.test_data_path.count, -1);
+    config_free(&cfg);
+    static const struct {
+        const char *flag, *text, *says;
+    } rows[] = {
+        {"--data-args-path", " \n", "names no data"},
+        {"--per-split-data-args-path", "[1]", "must be an object"},
+        {"--per-split-data-args-path", "{\"trian\": [\"a\"]}", "'trian' is no split"},
+        {"--per-split-data-args-path", "{\"train\": []}", "'train' is empty"},
+        {"--per-split-data-args-path", "{\"train\": [[1]]}", "must hold prefixes and weights"},
+        {"--per-split-data-args-path", "{", "line 1"},
+    };
+    for (size_t i = 0; i < ARRAY_COUNT(rows); i++) {
+        EXPECT(validate_file(rows[i].flag, rows[i].text, ""), "taken: %s", rows[i].text);
+        EXPECT_CONTAINS(err.text, rows[i].says);
+    }
+    EXPECT(validate(MODEL LENGTH "--vocab-size 9", "--data-args-path /nonexistent"), "taken");
+    EXPECT_CONTAINS(err.text, "--data-args-path /nonexistent: No such file");
 }
 
 TEST(a_dry_run_needs_neither_data_nor_a_schedule) {
