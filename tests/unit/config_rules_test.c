@@ -507,4 +507,5 @@ RUN_TESTS(CASE(what_is_required_is_asked_for_by_name), CASE(every_rule_of_the_mo
           CASE(recompute_settings_are_what_they_stand_for),
           CASE(batches_iterations_and_schedules_follow_from_others),
           CASE(a_ramp_up_counts_as_the_plain_loop_does), CASE(the_vocabulary_is_padded_as_megatron_pads_it),
-          CASE(a_tokenizer_is_chosen_from_what_is_given), CASE(a_dry_run_needs_neither_data_nor_a_schedule))
+          CASE(a_tokenizer_is_chosen_from_what_is_given), CASE(a_dry_run_needs_neither_data_nor_a_schedule),
+          CASE(data_paths_are_read_from_files))
