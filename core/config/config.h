@@ -151,6 +151,7 @@ int config_parse(int argc, const char *const *argv, struct config *cfg, struct e
 /* Merges model and tokenizer flags of a resolved config (as config_write_json wrote it) into the flags that
  * the user did not give; call before config_validate. */
 int config_load_json(struct config *cfg, const char *text, size_t length, const char *name, struct err *err);
+/* Checks and derives, once. On error cfg still holds its memory and is fit for config_free only. */
 int config_validate(struct config *cfg, const struct config_module *modules, int module_count,
                     struct err *err);
 
