@@ -7,6 +7,7 @@
  * sum and exponential need no step across lanes. */
 #include "core/tensor/dtype.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
 #include <stdbool.h>
 #if CPU_ISA_avx2 || CPU_ISA_avx512 || CPU_ISA_amx
 #include <immintrin.h>
@@ -126,7 +127,7 @@ static inline void row_to_f32(float *dst, const void *src, enum dtype dtype, int
             _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(half + i))));
         }
 #endif
-        for (; i < n; i++) dst[i] = f16_to_f32(half[i]);
+        for (; i < n; i++) dst[i] = simd_from_f16(half[i]);
     }
 }
 
@@ -135,7 +136,7 @@ static inline void row_from_f32(void *dst, const float *src, enum dtype dtype, i
     if (dtype == DTYPE_F32) {
         memcpy(dst, src, (size_t)n * 4);
     } else if (dtype == DTYPE_BF16) {
-        for (int64_t i = 0; i < n; i++) half[i] = f32_to_bf16(src[i]);
+        for (int64_t i = 0; i < n; i++) half[i] = simd_to_bf16(src[i]);
     } else {
         int64_t i = 0;
 #if defined(__F16C__)
@@ -144,7 +145,7 @@ static inline void row_from_f32(void *dst, const float *src, enum dtype dtype, i
                              _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
         }
 #endif
-        for (; i < n; i++) half[i] = f32_to_f16(src[i]);
+        for (; i < n; i++) half[i] = simd_to_f16(src[i]);
     }
 }
 

@@ -3,11 +3,7 @@
  * first + i * s + j, four neighbouring keys share a counter, and lanes are queries: so one round of 16
  * counters gives four rows of 16 lanes. When s is no multiple of 4 a lane may start in the middle of a
  * counter; its rows are then put together from two. */
-#include "core/base/rng.h"
-#include "kernels/cpu/cpu.h"
-#if CPU_ISA_avx512 || CPU_ISA_amx
-#include <immintrin.h>
-#endif
+#include "kernels/cpu/philox.h"
 
 struct dropout {
     struct rng_key key;
@@ -26,60 +22,58 @@ static inline int dropout_lane(int n) {
     return n < 8 ? 2 * n : 2 * n - 15;
 }
 
+/* Bit l of mask[w]: word w of the counter of lane l, block[] + add, keeps its element. */
 #if CPU_ISA_avx512 || CPU_ISA_amx
-/* Ten rounds over 8 counters in the low halves of 64-bit lanes; the high halves hold rubbish. */
-static inline __attribute__((always_inline)) void philox_rounds(struct rng_key key, __m512i block,
-                                                                __m512i c[4]) {
-    const __m512i m0 = _mm512_set1_epi64(0xD2511F53u), m1 = _mm512_set1_epi64(0xCD9E8D57u);
-    uint32_t k0 = key.seed, k1 = key.iteration;
-    c[0] = block, c[1] = _mm512_srli_epi64(block, 32), c[2] = _mm512_set1_epi64(key.micro_batch);
-    c[3] = _mm512_set1_epi64((uint32_t)key.layer << 16 | key.op);
-    for (int round = 0; round < 10; round++) {
-        __m512i p0 = _mm512_mul_epu32(m0, c[0]), p1 = _mm512_mul_epu32(m1, c[2]);
-        c[0] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c[1], _mm512_set1_epi64(k0), 0x96);
-        c[2] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c[3], _mm512_set1_epi64(k1), 0x96);
-        c[1] = p1, c[3] = p0;
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-    }
+SIMD_INLINE struct philox_lanes dropout_counters(const struct dropout *drop, const uint64_t *block,
+                                                 uint64_t add) {
+    __m512i counter = _mm512_add_epi64(_mm512_loadu_si512(block), _mm512_set1_epi64((int64_t)add));
+    return (struct philox_lanes){counter, _mm512_srli_epi64(counter, 32),
+                                 _mm512_set1_epi64(drop->key.micro_batch),
+                                 _mm512_set1_epi64((uint32_t)drop->key.layer << 16 | drop->key.op)};
 }
 
-/* Bit l of mask[w]: word w of the counter of lane l keeps its element. */
-static inline void dropout_words(const struct dropout *drop, const uint64_t *block, uint64_t add,
-                                 uint16_t *mask) {
-    const __m512i threshold = _mm512_set1_epi32((int)drop->threshold), more = _mm512_set1_epi64((int64_t)add);
-    __m512i even[4], odd[4];
-    philox_rounds(drop->key, _mm512_add_epi64(_mm512_loadu_si512(block), more), even);
-    philox_rounds(drop->key, _mm512_add_epi64(_mm512_loadu_si512(block + 8), more), odd);
-    for (int w = 0; w < 4; w++) {
-        __m512i words = (__m512i)_mm512_mask_moveldup_ps((__m512)even[w], 0xAAAA, (__m512)odd[w]);
-        mask[w] = _mm512_cmpge_epu32_mask(words, threshold);
+SIMD_INLINE uint16_t dropout_compare(__m512i even, __m512i odd, __m512i threshold) {
+    __m512i words = (__m512i)_mm512_mask_moveldup_ps((__m512)even, 0xAAAA, (__m512)odd);
+    return _mm512_cmpge_epu32_mask(words, threshold);
+}
+
+SIMD_INLINE void dropout_words(const struct dropout *drop, const uint64_t *block, uint64_t add,
+                               uint16_t *mask) {
+    struct philox_lanes even = dropout_counters(drop, block, add),
+                        odd = dropout_counters(drop, block + 8, add);
+    uint32_t k0 = drop->key.seed, k1 = drop->key.iteration;
+    for (int round = 0; round < 10; round++) {
+        __m512i v0 = _mm512_set1_epi64(k0), v1 = _mm512_set1_epi64(k1);
+        even = philox_round(even, v0, v1), odd = philox_round(odd, v0, v1);
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
+    const __m512i threshold = _mm512_set1_epi32((int)drop->threshold);
+    mask[0] = dropout_compare(even.c0, odd.c0, threshold),
+    mask[1] = dropout_compare(even.c1, odd.c1, threshold);
+    mask[2] = dropout_compare(even.c2, odd.c2, threshold),
+    mask[3] = dropout_compare(even.c3, odd.c3, threshold);
 }
 #else
 static inline void dropout_words(const struct dropout *drop, const uint64_t *block, uint64_t add,
                                  uint16_t *mask) {
-    uint32_t c0[DROPOUT_LANES], c1[DROPOUT_LANES], c2[DROPOUT_LANES], c3[DROPOUT_LANES];
-    uint32_t k0 = drop->key.seed, k1 = drop->key.iteration;
+    uint32_t c[4][DROPOUT_LANES], k0 = drop->key.seed, k1 = drop->key.iteration;
     for (int i = 0; i < DROPOUT_LANES; i++) {
-        c0[i] = (uint32_t)(block[i] + add), c1[i] = (uint32_t)((block[i] + add) >> 32);
-        c2[i] = drop->key.micro_batch, c3[i] = (uint32_t)drop->key.layer << 16 | drop->key.op;
+        c[0][i] = (uint32_t)(block[i] + add), c[1][i] = (uint32_t)((block[i] + add) >> 32);
+        c[2][i] = drop->key.micro_batch, c[3][i] = (uint32_t)drop->key.layer << 16 | drop->key.op;
     }
     for (int round = 0; round < 10; round++) {
-#pragma omp simd
-        for (int i = 0; i < DROPOUT_LANES; i++) {
-            uint64_t p0 = (uint64_t)0xD2511F53u * c0[i], p1 = (uint64_t)0xCD9E8D57u * c2[i];
-            c0[i] = (uint32_t)(p1 >> 32) ^ c1[i] ^ k0, c2[i] = (uint32_t)(p0 >> 32) ^ c3[i] ^ k1;
-            c1[i] = (uint32_t)p1, c3[i] = (uint32_t)p0;
+        SIMD_LOOP for (int i = 0; i < DROPOUT_LANES; i++) {
+            uint64_t p0 = (uint64_t)0xD2511F53u * c[0][i], p1 = (uint64_t)0xCD9E8D57u * c[2][i];
+            c[0][i] = (uint32_t)(p1 >> 32) ^ c[1][i] ^ k0, c[2][i] = (uint32_t)(p0 >> 32) ^ c[3][i] ^ k1;
+            c[1][i] = (uint32_t)p1, c[3][i] = (uint32_t)p0;
         }
         k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
-    mask[0] = mask[1] = mask[2] = mask[3] = 0;
-    for (int i = 0; i < DROPOUT_LANES; i++) {
-        int lane = dropout_lane(i);
-        mask[0] = (uint16_t)(mask[0] | (c0[i] >= drop->threshold) << lane);
-        mask[1] = (uint16_t)(mask[1] | (c1[i] >= drop->threshold) << lane);
-        mask[2] = (uint16_t)(mask[2] | (c2[i] >= drop->threshold) << lane);
-        mask[3] = (uint16_t)(mask[3] | (c3[i] >= drop->threshold) << lane);
+    for (int w = 0; w < 4; w++) {
+        mask[w] = 0;
+        for (int i = 0; i < DROPOUT_LANES; i++) {
+            mask[w] = (uint16_t)(mask[w] | (c[w][i] >= drop->threshold) << dropout_lane(i));
+        }
     }
 }
 #endif

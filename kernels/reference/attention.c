@@ -1,10 +1,6 @@
 /* Fused attention, the judge: the formulas of kernels/args/attention.h written out, double inside. Every
  * score is computed again wherever it is needed, so nothing is stored but the sums of one row. */
-#include "kernels/kernels.h"
-
-#define KERNEL(name) void reference_##name(const struct stream *stream, const struct name##_args *args);
-#include "kernels/kernels.def"
-#undef KERNEL
+#include "kernels/reference/reference.h"
 
 enum { CHUNK = 256 }; /* head dims summed at a time */
 

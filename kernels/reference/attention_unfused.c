@@ -1,10 +1,6 @@
 /* The unfused attention chain, the judge: scores, softmax and context with their gradients, plain loops,
  * double inside. */
-#include "kernels/kernels.h"
-
-#define KERNEL(name) void reference_##name(const struct stream *stream, const struct name##_args *args);
-#include "kernels/kernels.def"
-#undef KERNEL
+#include "kernels/reference/reference.h"
 
 static double at(const void *p, enum dtype dtype, int64_t i) {
     return (double)load_f32(p, dtype, i);

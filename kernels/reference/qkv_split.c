@@ -1,9 +1,5 @@
 /* qkv_split, the judge: head by head, double inside. */
-#include "kernels/kernels.h"
-
-#define KERNEL(name) void reference_##name(const struct stream *stream, const struct name##_args *args);
-#include "kernels/kernels.def"
-#undef KERNEL
+#include "kernels/reference/reference.h"
 
 enum part { PART_Q, PART_K, PART_V };
 
