@@ -36,10 +36,10 @@ enum { SIMD_LANES = 32 };
 
 /* The conversions of core/tensor/dtype.h without branches: the same bits for every input. */
 SIMD_INLINE float simd_from_f16(uint16_t h) {
-    uint32_t magnitude = (uint32_t)(h & 0x7FFFu) << 13, sign = (uint32_t)(h & 0x8000u) << 16;
-    uint32_t scaled = (uint32_t)math_to_bits(math_from_bits((int32_t)magnitude) * 0x1p112f);
-    uint32_t bits = magnitude >= 0x0F800000u ? magnitude | 0x7F800000u : scaled;
-    return math_from_bits((int32_t)(bits | sign));
+    uint32_t magnitude = h & 0x7FFFu, sign = (uint32_t)(h & 0x8000u) << 16;
+    uint32_t bits = (magnitude << 13) + (magnitude < 0x7C00u ? 0x38000000u : 0x70000000u);
+    uint32_t subnormal = (uint32_t)math_to_bits((float)(int32_t)magnitude * 0x1p-24f);
+    return math_from_bits((int32_t)((magnitude < 0x0400u ? subnormal : bits) | sign));
 }
 
 SIMD_INLINE uint16_t simd_to_f16(float f) {
