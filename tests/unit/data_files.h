@@ -1,39 +1,34 @@
 #pragma once
-/* Temporary files for the tests of core/data. The folder is made by the test's first case and removed by its
- * last. */
+/* Whole files for the tests of core/data, in a temporary folder that the first case makes and the last
+ * removes. */
 #include "core/base/mem.h"
-#include <dirent.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
+#include "tests/temp_dir.h"
 
 static inline void files_make_folder(char *folder, size_t capacity) {
-    snprintf(folder, capacity, "/tmp/pretrain-data-XXXXXX");
-    if (!mkdtemp(folder)) exit(1);
+    struct temp_dir d;
+    temp_dir_make(&d);
+    snprintf(folder, capacity, "%s", d.path);
 }
 
 static inline void files_remove_folder(const char *folder) {
-    DIR *dir = opendir(folder);
-    for (struct dirent *e; dir && (e = readdir(dir));) {
-        char path[1024];
-        snprintf(path, sizeof(path), "%s/%s", folder, e->d_name);
-        if (e->d_name[0] != '.') unlink(path);
-    }
-    if (dir) closedir(dir);
-    rmdir(folder);
+    struct temp_dir d;
+    snprintf(d.path, sizeof(d.path), "%s", folder);
+    temp_dir_remove(&d);
 }
 
 static inline void files_write(const char *path, const void *data, size_t bytes) {
     FILE *f = fopen(path, "wb");
-    if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f)) exit(1);
+    if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f)) {
+        perror(path);
+        exit(1);
+    }
 }
 
 /* The whole file plus a NUL; mem_free it. */
 static inline void *files_read(const char *path, size_t *bytes_p) {
     FILE *f = fopen(path, "rb");
     if (!f) {
-        printf("# cannot read %s\n", path);
+        perror(path);
         exit(1);
     }
     fseek(f, 0, SEEK_END);

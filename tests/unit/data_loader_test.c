@@ -9,12 +9,14 @@
 
 static char folder[256];
 
+/* A path in the folder; the same name gives the same pointer. */
 static const char *at(const char *name) {
-    static char path[16][512];
-    static int turn;
-    turn = (turn + 1) % 16;
-    snprintf(path[turn], sizeof(path[turn]), "%s/%s", folder, name);
-    return path[turn];
+    static struct { char name[64], path[600]; } made[64];
+    int i = 0;
+    while (made[i].name[0] && strcmp(made[i].name, name)) i++;
+    snprintf(made[i].name, sizeof(made[i].name), "%s", name);
+    snprintf(made[i].path, sizeof(made[i].path), "%s/%s", folder, name);
+    return made[i].path;
 }
 
 static uint64_t fnv_add(uint64_t h, int64_t value) {
