@@ -27,7 +27,7 @@ CCNAME := $(notdir $(firstword $(CC)))
 comma := ,
 B := $(BUILD)/$(if $(filter 1,$(DEBUG)),debug,release)$(if $(SAN),-$(subst $(comma),-,$(SAN)))-$(CCNAME)$(if $(filter 0,$(PCRE2)),-nopcre2)$(if $(filter 0,$(YAML)),-noyaml)
 
-WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla $(if $(filter 1,$(WERROR)),-Werror)
+WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla $(if $(findstring clang,$(CCNAME)),-Wno-pass-failed) $(if $(filter 1,$(WERROR)),-Werror)
 OPT      := $(if $(filter 1,$(DEBUG)),-O1,-O3) -g -fno-omit-frame-pointer
 CPPFLAGS += -I. -MMD -MP $(if $(filter 1,$(PCRE2)),-DWITH_PCRE2 -DPCRE2_CODE_UNIT_WIDTH=8) $(if $(filter 1,$(YAML)),-DWITH_YAML)
 CFLAGS   += -std=c11 -D_GNU_SOURCE $(OPT) -fno-math-errno -fno-trapping-math -fopenmp-simd -pthread $(WARN) \

@@ -4,9 +4,11 @@
 #error "core/base/version.c is compiled by the Makefile, which defines BUILD_SETTINGS"
 #endif
 
-#define VERSION "0.1.0"
+#define VERSION    "0.1.0"
+#define TEXT_OF(x) #x
+#define TEXT(x)    TEXT_OF(x)
 #ifdef __clang__
-#define COMPILER "clang " __clang_version__
+#define COMPILER "clang " TEXT(__clang_major__) "." TEXT(__clang_minor__) "." TEXT(__clang_patchlevel__)
 #else
 #define COMPILER "gcc " __VERSION__
 #endif
