@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define MAX_SHARD_BYTES ((uint64_t)5000000000)
 #define INDEX_NAME      "model.safetensors.index.json"
@@ -202,6 +203,18 @@ static int check_out_dir(const char *out_dir, struct err *err) {
     return status;
 }
 
+static void remove_shards(const struct export *x) {
+    struct str path = {0};
+    char name[64];
+    for (int i = 0; i < x->num_shards; i++) {
+        shard_name(x, i, name);
+        str_clear(&path);
+        str_printf(&path, "%s/%s", x->out_dir, name);
+        unlink(path.data);
+    }
+    str_free(&path);
+}
+
 /* config.json comes last: a folder without it is no model. */
 static int export_files(struct export *x, const struct checkpoint_manifest *m, uint64_t *bytes_p) {
     struct str config = {0};
@@ -215,6 +228,7 @@ static int export_files(struct export *x, const struct checkpoint_manifest *m, u
     if (!status)
         status = checkpoint_write_file(x->out_dir, "config.json", config.data, config.length, x->err);
     str_free(&config);
+    if (status) remove_shards(x);
     *bytes_p = bytes;
     return status;
 }

@@ -41,6 +41,14 @@ const float *checkpoint_gather_rows(const struct checkpoint_entry *entry, const 
     return buffer;
 }
 
+/* One 16 x 16 tile through a local copy: whole lines are read and written once, however the strides alias. */
+static void transpose_tile(const float *in, int64_t in_stride, float *out, int64_t out_stride) {
+    float tile[TILE][TILE];
+    for (int k = 0; k < TILE; k++)
+        for (int i = 0; i < TILE; i++) tile[i][k] = in[k * in_stride + i];
+    for (int i = 0; i < TILE; i++) memcpy(out + i * out_stride, tile[i], sizeof(tile[i]));
+}
+
 static void scatter_transposed(const struct checkpoint_entry *entry, const float *buffer, int64_t first,
                                int64_t num_rows, float *tensor, int64_t cols, int64_t first_row,
                                int64_t local_rows) {
@@ -49,9 +57,17 @@ static void scatter_transposed(const struct checkpoint_entry *entry, const float
         run = smaller(checkpoint_map_rows(entry, j, &row), TILE);
         int64_t begin = row < first_row ? first_row - row : 0;
         int64_t end = smaller(run, first_row + local_rows - row);
-        float *out = tensor + (row - first_row) * cols + first;
-        for (int64_t c = 0; c < num_rows; c++)
-            for (int64_t i = begin; i < end; i++) out[i * cols + c] = buffer[c * width + j + i];
+        for (int64_t c = 0; c < num_rows; c += TILE) {
+            int64_t c_end = smaller(c + TILE, num_rows);
+            if (begin == 0 && end == TILE && c_end - c == TILE) {
+                transpose_tile(buffer + c * width + j, width, tensor + (row - first_row) * cols + first + c,
+                               cols);
+                continue;
+            }
+            for (int64_t i = begin; i < end; i++)
+                for (int64_t k = c; k < c_end; k++)
+                    tensor[(row + i - first_row) * cols + first + k] = buffer[k * width + j + i];
+        }
     }
 }
 

@@ -446,7 +446,8 @@ TEST(the_tool_says_what_it_found_by_its_exit_status) {
     EXPECT_EQ(tool("verify", save, NULL, NULL, NULL), STATUS_FAILED);
     EXPECT_CONTAINS(err.text, "checksum of tensor");
     EXPECT_EQ(tool("export-hf", save, paths[2], NULL, NULL), STATUS_FAILED);
-    EXPECT(!fixture_exists("back/config.json"), "a damaged checkpoint was exported");
+    EXPECT(!fixture_exists("back/config.json") && !fixture_exists("back/model.safetensors"),
+           "a damaged checkpoint was exported");
     EXPECT_EQ(tool("verify", save, "--iteration", "10", NULL), STATUS_OK);
     EXPECT_EQ(tool("--help", NULL, NULL, NULL, NULL), STATUS_OK);
     EXPECT_EQ(tool(NULL, NULL, NULL, NULL, NULL), STATUS_USAGE);
