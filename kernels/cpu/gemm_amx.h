@@ -34,11 +34,35 @@ static inline int64_t tile_b_elements(int64_t steps, int64_t n) {
     return steps * ((n + TILE_ROWS - 1) / TILE_ROWS) * TILE_ELEMENTS;
 }
 
+#if CPU_ISA_amx
+#include <immintrin.h>
+
+/* f32_to_bf16 for 16 values: round to nearest even, in integers, because vcvtneps2bf16 flushes subnormals. */
+static inline __m256i tile_bf16(__m512 x) {
+    __m512i bits = _mm512_castps_si512(x);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+    __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+/* The first `count` of 16 lanes. */
+static inline __mmask16 tile_mask(int64_t count) {
+    return (__mmask16)(count >= 16 ? 0xFFFF : count <= 0 ? 0 : (1 << count) - 1);
+}
+#endif
+
+/* Short names, so that each instruction set has its own copies. */
+#define tile_pack_a     CPU(tile_pack_a)
+#define tile_pack_b     CPU(tile_pack_b)
+#define tile_pack_b_all CPU(tile_pack_b_all)
+
 /* Packs op(A)[rows, depth] into panels of 32 rows of `steps` steps each. */
-void CPU(tile_pack_a)(uint16_t *dst, const uint16_t *src, bool trans, int64_t ld, int64_t rows, int64_t depth,
-                      int64_t steps);
+void tile_pack_a(uint16_t *dst, const uint16_t *src, bool trans, int64_t ld, int64_t rows, int64_t depth,
+                 int64_t steps);
 /* Packs the panels [panel0, panel1) and steps [step0, step1) of B into their places in dst. */
-void CPU(tile_pack_b)(uint16_t *dst, const struct tile_source *source, int64_t panel0, int64_t panel1,
-                      int64_t step0, int64_t step1);
+void tile_pack_b(uint16_t *dst, const struct tile_source *source, int64_t panel0, int64_t panel1,
+                 int64_t step0, int64_t step1);
 /* All of B, threaded. */
-void CPU(tile_pack_b_all)(struct threads *threads, uint16_t *dst, const struct tile_source *source);
+void tile_pack_b_all(struct threads *threads, uint16_t *dst, const struct tile_source *source);

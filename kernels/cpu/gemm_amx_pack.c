@@ -3,7 +3,6 @@
 #if CPU_ISA_amx
 #include "core/base/check.h"
 #include "kernels/cpu/gemm.h"
-#include <immintrin.h>
 
 /* Four 16-byte pieces, `step` rows apart, as the lanes of one register. The inserts read memory and so do not
  * use the shuffle port. */
@@ -62,28 +61,14 @@ static inline void tile_from_rows_of_n(uint16_t *dst, const uint16_t *src, int64
     }
 }
 
-/* f32_to_bf16 for 16 values. */
-static inline __m256i bf16_of(__m512 x) {
-    __m512i bits = _mm512_castps_si512(x);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-    __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
-}
-
-static inline __mmask16 first16(int64_t count) {
-    return (__mmask16)(count >= 16 ? 0xFFFF : count <= 0 ? 0 : (1 << count) - 1);
-}
-
 /* Copies rows x cols (cols <= 32) of bf16 or fp32 into out[height][width], rounded, with zeros around. */
 static void stage(uint16_t *out, int height, int width, const void *src, enum dtype dtype, int64_t ld,
                   int64_t rows, int64_t cols) {
     for (int64_t i = 0; i < height; i++) {
         for (int64_t j = 0; j < width; j += 16) {
-            __mmask16 mask = i < rows ? first16(cols - j) : 0;
+            __mmask16 mask = i < rows ? tile_mask(cols - j) : 0;
             const void *from = i < rows ? dtype_at(src, dtype, i * ld + j) : src;
-            __m256i line = dtype == DTYPE_F32 ? bf16_of(_mm512_maskz_loadu_ps(mask, from))
+            __m256i line = dtype == DTYPE_F32 ? tile_bf16(_mm512_maskz_loadu_ps(mask, from))
                                               : _mm256_maskz_loadu_epi16(mask, from);
             _mm256_store_si256((__m256i *)(out + i * width + j), line);
         }
@@ -122,8 +107,8 @@ static void pack_a_columns(uint16_t *dst, const uint16_t *src, int64_t ld, int64
     }
 }
 
-void CPU(tile_pack_a)(uint16_t *dst, const uint16_t *src, bool trans, int64_t ld, int64_t rows, int64_t depth,
-                      int64_t steps) {
+void tile_pack_a(uint16_t *dst, const uint16_t *src, bool trans, int64_t ld, int64_t rows, int64_t depth,
+                 int64_t steps) {
     for (int64_t i = 0; i < rows; i += PANEL_M, dst += steps * 2 * TILE_ELEMENTS) {
         if (trans)
             pack_a_columns(dst, src + i, ld, rows - i, depth, steps);
@@ -148,8 +133,8 @@ static inline void pack_b_tile(uint16_t *dst, const struct tile_source *b, int64
     }
 }
 
-void CPU(tile_pack_b)(uint16_t *dst, const struct tile_source *source, int64_t panel0, int64_t panel1,
-                      int64_t step0, int64_t step1) {
+void tile_pack_b(uint16_t *dst, const struct tile_source *source, int64_t panel0, int64_t panel1,
+                 int64_t step0, int64_t step1) {
     int64_t steps = tile_steps(source->k), tiles = gemm_blocks(source->n, TILE_ROWS);
     int64_t tile0 = panel0 * PANEL_TILES, tile1 = gemm_min(panel1 * PANEL_TILES, tiles);
     /* Follow the rows of the source: n inside for [k, n], k inside for [n, k]. */
@@ -178,13 +163,12 @@ static void pack_blocks(void *context, int64_t begin, int64_t end, int thread) {
     (void)thread;
     for (int64_t block = begin; block < end; block++) {
         int64_t panel = block / job->blocks_k * BLOCK_PANELS, step = block % job->blocks_k * BLOCK_STEPS;
-        CPU(tile_pack_b)
-        (job->dst, job->source, panel, gemm_min(panel + BLOCK_PANELS, job->panels), step,
-         gemm_min(step + BLOCK_STEPS, job->steps));
+        tile_pack_b(job->dst, job->source, panel, gemm_min(panel + BLOCK_PANELS, job->panels), step,
+                    gemm_min(step + BLOCK_STEPS, job->steps));
     }
 }
 
-void CPU(tile_pack_b_all)(struct threads *threads, uint16_t *dst, const struct tile_source *source) {
+void tile_pack_b_all(struct threads *threads, uint16_t *dst, const struct tile_source *source) {
     struct pack_job job = {.dst = dst,
                            .source = source,
                            .steps = tile_steps(source->k),
@@ -208,7 +192,7 @@ void CPU(gemm_pack)(const struct stream *stream, const struct gemm_pack_args *ar
                                  .ld = args->ld      ? args->ld
                                        : args->trans ? args->k
                                                      : args->n};
-    CPU(tile_pack_b_all)(stream->threads, args->dst, &source);
+    tile_pack_b_all(stream->threads, args->dst, &source);
 }
 
 size_t CPU(gemm_pack_workspace)(const struct stream *stream, const struct gemm_pack_args *args) {
