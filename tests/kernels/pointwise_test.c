@@ -36,13 +36,15 @@ static void act_run(const struct kernels *k, struct threads *team, struct act *a
            .cols = a->cols, .kind = a->kind, .dtype = a->t);
 }
 
-/* The sigmoid or distribution function is within (4 + |u|) roundings of its value, where |u| is what goes
- * into the exponential; its size times u is below 1 in the tail. The product with x and the other factor
- * adds a few roundings of a number of size range^2. The slope has a term u' x s (1 - s), whose 1 - s is a
- * rounding of 1: u' x at most 1.6 (1 + 0.13 x^2) x, but only while s (1 - s) > 2^-24, so |x| < 4.5 or so. */
-static double act_error(double range) {
-    double largest = range > 4.5 ? 4.5 : range;
-    return 0x1p-24 * (16 * range * range + 16 * range * (1 + largest * largest) + 16);
+/* y = x s (times a factor up to `range` for the gated kinds): the relative error of e^-u, (3 + |u|) 2^-23,
+ * reaches s as s (1 - s) times as much, and x s (1 - s) (3 + |u|) stays below 4; then two or three roundings
+ * of a number of size `range`. The slope s + x u' s (1 - s): beside the same terms, 1 - s carries a rounding
+ * of 1, times x u'
+ * <= 35 (GELU_TANH at x = 5; further up e^-u < 2^-25 and 1 - s is exactly 0). The second half of a gated dx
+ * is dy times the value. */
+static double act_error(enum activation kind, double range, bool slope) {
+    double factor = activation_is_gated(kind) ? range : 1;
+    return 0x1p-24 * (slope ? 48 * factor + 4 * range + 8 : (4 * range + 8) * factor);
 }
 
 static void check_activation(const struct kernels *k, enum dtype t, const int64_t shape[2],
@@ -51,8 +53,8 @@ static void check_activation(const struct kernels *k, enum dtype t, const int64_
     struct act a = act_new(shape, kind, t, range, unaligned), e = act_new(shape, kind, t, range, false);
     act_run(kernels_reference(), NULL, &e);
     act_run(k, NULL, &a);
-    expect_close("y", k, &a.y, &e.y, act_error(range));
-    expect_close("dx", k, &a.dx, &e.dx, act_error(range));
+    expect_close("y", k, &a.y, &e.y, act_error(kind, range, false));
+    expect_close("dx", k, &a.dx, &e.dx, act_error(kind, range, true));
     RUN(k, activation_backward, .dx = a.x.data, .dy = a.dy.data, .x = a.x.data, .rows = a.rows,
         .cols = a.cols, .kind = kind, .dtype = t);
     expect_same_bits("dx in place of x", k, &a.x, &a.dx);
