@@ -3,6 +3,7 @@
 #include "core/data/blend.h"
 #include "core/data/dataset.h"
 #include "core/data/mock.h"
+#include "core/data/path_file.h"
 #include "core/data/split.h"
 #include <string.h>
 
@@ -225,22 +226,52 @@ static int check_options(const struct data_options *o, struct err *err) {
     return 0;
 }
 
-int datasets_open(const struct data_options *options, struct datasets **sets_p, struct err *err) {
-    if (check_options(options, err)) return -1;
-    struct datasets *sets = mem_zalloc(sizeof(*sets), "datasets");
-    sets->options = *options;
-    if (!sets->options.mock_vocab_size) sets->options.mock_vocab_size = options->vocab_size;
-    bool shared = options->mock || options->data_path.count;
-    if (shared ? open_shared(sets, options, err) : open_separate(sets, options, err)) {
-        datasets_close(sets);
-        return -1;
+/* Words that a file holds take the place of those on the command line. */
+static int read_path_files(struct data_options *o, struct path_file *file, struct err *err) {
+    if (o->path_file && o->split_path_file)
+        return err_set(
+            err, "--data-args-path and --per-split-data-args-path exclude each other; give one of them");
+    if (o->path_file && o->data_path.count)
+        return err_set(err, "--data-path and --data-args-path exclude each other; give one of them");
+    for (int i = 0; i < DATA_SPLITS; i++)
+        if (o->split_path_file && o->split_path[i].count)
+            return err_set(
+                err, "--%s-data-path and --per-split-data-args-path exclude each other; give one of them",
+                data_split_name(i));
+    if (o->path_file) {
+        if (path_file_read(o->path_file, file, err)) return -1;
+        o->data_path = file->words;
     }
-    /* the words were the caller's */
-    sets->options.data_path = (struct data_words){0};
-    for (int i = 0; i < DATA_SPLITS; i++) sets->options.split_path[i] = (struct data_words){0};
-    sets->options.split = NULL;
-    *sets_p = sets;
+    if (o->split_path_file) {
+        if (path_file_read_splits(o->split_path_file, file, err)) return -1;
+        memcpy(o->split_path, file->split_words, sizeof(o->split_path));
+    }
     return 0;
+}
+
+static int open_all(struct datasets *sets, struct err *err) {
+    const struct data_options *o = &sets->options;
+    if (check_options(o, err)) return -1;
+    return o->mock || o->data_path.count ? open_shared(sets, o, err) : open_separate(sets, o, err);
+}
+
+int datasets_open(const struct data_options *options, struct datasets **sets_p, struct err *err) {
+    struct path_file file = {0};
+    struct datasets *sets = mem_zalloc(sizeof(*sets), "datasets");
+    struct data_options *o = &sets->options;
+    *o = *options;
+    if (!o->mock_vocab_size) o->mock_vocab_size = o->vocab_size;
+    int status = read_path_files(o, &file, err) || open_all(sets, err) ? -1 : 0;
+    path_file_free(&file);
+    /* the words were the caller's, or the file's */
+    o->data_path = (struct data_words){0};
+    for (int i = 0; i < DATA_SPLITS; i++) o->split_path[i] = (struct data_words){0};
+    o->split = o->path_file = o->split_path_file = NULL;
+    if (status)
+        datasets_close(sets);
+    else
+        *sets_p = sets;
+    return status;
 }
 
 void datasets_close(struct datasets *sets) {

@@ -30,6 +30,8 @@ struct data_options {
     bool mock;                                 /* --mock-data; paths are ignored */
     struct data_words data_path;               /* --data-path: one blend for all splits */
     struct data_words split_path[DATA_SPLITS]; /* --train-data-path ...: one blend per split */
+    const char *path_file;                     /* --data-args-path: a file with the words of data_path */
+    const char *split_path_file;               /* --per-split-data-args-path: JSON with those of split_path */
     const char *split;                         /* --split; NULL is "969, 30, 1" ("1,1,1" for mock data) */
     int64_t seq_length;
     int64_t seed;                     /* --seed, 0 .. 2^32 - 1 */

@@ -32,39 +32,54 @@ static struct data_words words_of(const struct config_texts *texts) {
     return texts->count > 0 ? (struct data_words){texts->items, (int)texts->count} : (struct data_words){0};
 }
 
-/* Samples that the flags demand: training to the end of the schedule, and every evaluation on the way. */
+/* Megatron-LM's numbers, which decide the epochs and so the order: train_samples, or train_iters times the
+ * full global batch size even where a ramp-up takes less. */
 static int64_t train_samples(const struct config *c) {
-    int64_t samples = 0;
+    if (config_is_set(c, train_samples)) return c->train_samples;
+    int64_t samples = 0, full = c->train_iters * c->global_batch_size;
+    if (c->batch_stage_count == 1) return full;
     for (int64_t i = 0; i < c->train_iters; i++) samples += config_batch_size_at(c, samples);
-    return samples;
+    return samples > full ? samples : full;
 }
 
-static void demand_samples(const struct config *c, struct data_options *options) {
-    int64_t evaluations = 0, evaluated = c->eval_iters * c->eval_global_batch_size;
-    if (config_is_set(c, eval_interval)) evaluations = c->train_iters / c->eval_interval;
-    options->num_samples[DATA_TRAIN] = c->skip_train ? 0 : train_samples(c);
-    options->num_samples[DATA_VALID] = (evaluations + 1) * evaluated; /* and one at the end */
-    options->num_samples[DATA_TEST] = evaluated;
+/* Every evaluation on the way, and one at the end. */
+static int64_t evaluations(const struct config *c) {
+    int64_t points = 1, skipped = 0;
+    if (c->skip_train || !config_is_set(c, eval_interval)) return 1;
+    points += c->train_iters / c->eval_interval;
+    /* Megatron-LM counts one evaluation too few here when start_eval_at_iter is a multiple of the interval */
+    if (config_is_set(c, start_eval_at_iter) && c->start_eval_at_iter > 0)
+        skipped = (c->start_eval_at_iter - 1) / c->eval_interval;
+    return points > skipped ? points - skipped : 1;
 }
 
-int data_options_from_config(const struct config *config, const struct tokenizer *tokenizer,
+int data_options_from_config(const struct config *c, const struct tokenizer *tokenizer,
                              struct data_options *options, struct err *err) {
-    (void)err;
+    int64_t own = tokenizer ? tokenizer_vocab_size(tokenizer) : c->vocab_size, vocab = own;
+    int64_t evaluated = c->eval_iters * c->eval_global_batch_size;
+    if (own < 1)
+        return err_set(err,
+                       "the vocabulary is unknown: give --tokenizer-type with its files, or --vocab-size");
+    if (config_is_set(c, vocab_size) && c->vocab_size > vocab) vocab = c->vocab_size;
     *options = (struct data_options){
-        .mock = config->mock_data,
-        .data_path = words_of(&config->data_path),
-        .split_path = {words_of(&config->train_data_path), words_of(&config->valid_data_path),
-                       words_of(&config->test_data_path)},
-        .split = config->split,
-        .seq_length = config->seq_length,
-        .seed = config->seed,
-        .mid_level_surplus = config->mid_level_dataset_surplus,
-        .mock_vocab_size = tokenizer ? tokenizer_vocab_size(tokenizer) : config->vocab_size,
-        .eod_id = tokenizer ? tokenizer_eod(tokenizer) : -1,
+        .mock = c->mock_data,
+        .data_path = words_of(&c->data_path),
+        .split_path = {words_of(&c->train_data_path), words_of(&c->valid_data_path),
+                       words_of(&c->test_data_path)},
+        .path_file = c->data_args_path,
+        .split_path_file = c->per_split_data_args_path,
+        /* mock data is split evenly, as in Megatron-LM, unless the user says otherwise */
+        .split = c->mock_data && !config_is_given(c, split) ? NULL : c->split,
+        .seq_length = c->seq_length,
+        .seed = c->seed,
+        .num_samples = {c->skip_train ? 0 : train_samples(c), evaluations(c) * evaluated, evaluated},
+        .mid_level_surplus = c->mid_level_dataset_surplus,
+        .vocab_size = vocab + c->vocab_extra_ids,
+        .mock_vocab_size = own,
+        .eod_id = tokenizer ? tokenizer_eod(tokenizer) : own - 1,
         .pad_id = tokenizer ? tokenizer_pad(tokenizer) : -1,
-        .reset_position_ids = config->reset_position_ids,
-        .eod_mask_loss = config->eod_mask_loss,
+        .reset_position_ids = c->reset_position_ids,
+        .eod_mask_loss = c->eod_mask_loss,
     };
-    demand_samples(config, options);
     return 0;
 }

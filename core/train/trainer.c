@@ -119,7 +119,6 @@ static int open_data(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
     struct data_options options;
     if (data_options_from_config(cfg, t->setup.tokenizer, &options, err)) return -1;
-    options.vocab_size = t->setup.padded_vocab_size;
     if (datasets_open(&options, &t->data, err)) return -1;
     int64_t b = cfg->micro_batch_size;
     const struct train_state *s = &t->state;

@@ -133,6 +133,36 @@ TEST(a_path_per_split_uses_the_whole_file) {
     EXPECT_CONTAINS(err.text, "--train-data-path");
 }
 
+static void write_text(const char *name, const char *text) {
+    files_write(at(name), text, strlen(text));
+}
+
+TEST(data_paths_may_come_from_files) {
+    struct err err;
+    struct datasets *sets;
+    struct data_options o = small_options();
+    char text[2000];
+    snprintf(text, sizeof(text), "0.3 %s\n\t0.7  %s \n", at("a"), at("b"));
+    write_text("blend.txt", text);
+    o.path_file = at("blend.txt");
+    EXPECT(datasets_open(&o, &sets, &err) == 0, "%s", err.text);
+    EXPECT(hash_dataset(sets->split[0], golden_pipeline[0].length) == golden_pipeline[0].tokens, "tokens");
+    datasets_close(sets);
+    o.path_file = NULL;
+    o.split_path_file = at("blend.json");
+    snprintf(text, sizeof(text),
+             "{\"train\": [0.25, \"%s\", \"0.75\", \"%s\"], \"valid\": \"%s\", \"test\": null}", at("a"),
+             at("b"), at("b"));
+    write_text("blend.json", text);
+    EXPECT(datasets_open(&o, &sets, &err) == 0, "%s", err.text);
+    struct str shown = {0};
+    datasets_describe(sets, &shown);
+    EXPECT_CONTAINS(shown.data, "from 2 datasets\n  0.25 ");
+    EXPECT_CONTAINS(shown.data, "test: no data");
+    str_free(&shown);
+    datasets_close(sets);
+}
+
 static void expect_open_error(const struct data_options *o, const char *part, const char *other) {
     struct datasets *sets;
     struct err err = {{0}};
@@ -183,6 +213,22 @@ TEST(contradictory_options_are_refused) {
     o = mock_options();
     o.eod_id = -1;
     expect_open_error(&o, "--mock-data needs", "--vocab-size");
+    o = small_options();
+    o.path_file = at("absent.txt");
+    expect_open_error(&o, "--data-args-path", "absent.txt: cannot open");
+    write_text("blend.txt", " \n");
+    o.path_file = at("blend.txt");
+    expect_open_error(&o, "holds no data paths", "blend.txt");
+    o.data_path = (struct data_words){one, 1};
+    expect_open_error(&o, "--data-path and --data-args-path exclude", "one of them");
+    static const char *const bad[] = {
+        "{}", "[]", "{\"train\": 5}", "{\"train\": [true]}", "{\"train\": [\"\"]}", "{"};
+    o = small_options();
+    o.split_path_file = at("blend.json");
+    for (size_t i = 0; i < ARRAY_COUNT(bad); i++) {
+        write_text("blend.json", bad[i]);
+        expect_open_error(&o, "blend.json", "blend.json");
+    }
 }
 
 TEST(too_small_a_surplus_is_a_clear_error) {
@@ -364,8 +410,9 @@ TEST(end_removes_its_files_and_frees_its_memory) {
 }
 
 RUN_TESTS(CASE(begin), CASE(blended_samples_are_megatrons), CASE(mock_samples_are_megatrons),
-          CASE(a_path_per_split_uses_the_whole_file), CASE(an_empty_split_names_file_and_split),
-          CASE(contradictory_options_are_refused), CASE(too_small_a_surplus_is_a_clear_error),
+          CASE(a_path_per_split_uses_the_whole_file), CASE(data_paths_may_come_from_files),
+          CASE(an_empty_split_names_file_and_split), CASE(contradictory_options_are_refused),
+          CASE(too_small_a_surplus_is_a_clear_error),
           CASE(an_id_outside_the_vocabulary_names_file_document_and_token),
           CASE(a_truncated_bin_stops_the_loader_and_does_not_crash_it),
           CASE(rows_are_shifted_masked_and_numbered_as_megatron_does),
