@@ -93,7 +93,7 @@ if build "build gcc" CC=gcc; then
     mapfile -t list < <(programs "$tree" unit kernels invariants)
     run "unit, kernel and invariant tests" "$tree" "${list[@]}"
     if [ $level = full ]; then
-        for script in tests/end_to_end/*.sh; do [ -e "$script" ] && scripts_found+=("$script"); done
+        for script in tests/end_to_end/*_test.sh; do [ -e "$script" ] && scripts_found+=("$script"); done
         run "end-to-end tests" "$tree" ${scripts_found[@]+"${scripts_found[@]}"}
     fi
 fi
