@@ -15,7 +15,7 @@ jobs=$(nproc)
 logs=$BUILD/test
 rm -rf "$logs"
 mkdir -p "$logs"
-export TALLY=$PWD/$logs/tally
+case $logs in /*) export TALLY=$logs/tally ;; *) export TALLY=$PWD/$logs/tally ;; esac
 : >"$TALLY"
 : >"$TALLY.failures"
 times=()
