@@ -21,15 +21,15 @@ case $logs in /*) export TALLY=$logs/tally ;; *) export TALLY=$PWD/$logs/tally ;
 times=()
 
 # ---- steps ----
-seconds() { echo $(($(date +%s%N) / 1000000)); } # milliseconds, in fact: bash has whole numbers only
+milliseconds() { echo $(($(date +%s%N) / 1000000)); }
 begin() {
     title=$1
-    started=$(seconds)
+    started=$(milliseconds)
     echo
     echo "== $title"
 }
 end() {
-    local ms=$(($(seconds) - started))
+    local ms=$(($(milliseconds) - started))
     times+=("$(printf '%7d.%d s  %s' $((ms / 1000)) $((ms % 1000 / 100)) "$title")")
 }
 count() { # name, status: one check
