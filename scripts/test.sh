@@ -15,21 +15,21 @@ jobs=$(nproc)
 logs=$BUILD/test
 rm -rf "$logs"
 mkdir -p "$logs"
-export TALLY=$PWD/$logs/tally
+case $logs in /*) export TALLY=$logs/tally ;; *) export TALLY=$PWD/$logs/tally ;; esac
 : >"$TALLY"
 : >"$TALLY.failures"
 times=()
 
 # ---- steps ----
-seconds() { echo $(($(date +%s%N) / 1000000)); } # milliseconds, in fact: bash has whole numbers only
+milliseconds() { echo $(($(date +%s%N) / 1000000)); }
 begin() {
     title=$1
-    started=$(seconds)
+    started=$(milliseconds)
     echo
     echo "== $title"
 }
 end() {
-    local ms=$(($(seconds) - started))
+    local ms=$(($(milliseconds) - started))
     times+=("$(printf '%7d.%d s  %s' $((ms / 1000)) $((ms % 1000 / 100)) "$title")")
 }
 count() { # name, status: one check
@@ -93,7 +93,7 @@ if build "build gcc" CC=gcc; then
     mapfile -t list < <(programs "$tree" unit kernels invariants)
     run "unit, kernel and invariant tests" "$tree" "${list[@]}"
     if [ $level = full ]; then
-        for script in tests/end_to_end/*.sh; do [ -e "$script" ] && scripts_found+=("$script"); done
+        for script in tests/end_to_end/*_test.sh; do [ -e "$script" ] && scripts_found+=("$script"); done
         run "end-to-end tests" "$tree" ${scripts_found[@]+"${scripts_found[@]}"}
     fi
 fi
