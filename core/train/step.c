@@ -78,6 +78,14 @@ static void update_weights(struct trainer *t, double inverse_scale, struct step_
     update_apply(&t->executor, &options);
 }
 
+static void trace_phase(const struct trainer *t, const char *name, uint64_t begin_ns) {
+    if (t->executor.trace)
+        trace_span(t->executor.trace, &(struct trace_event){.name = name,
+                                                            .category = "optimizer",
+                                                            .begin_ns = begin_ns,
+                                                            .end_ns = clock_now_ns()});
+}
+
 int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, struct err *err) {
     const struct config *cfg = t->cfg;
     struct train_state *state = &t->state;
@@ -94,13 +102,17 @@ int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, str
     timers_start(t->timers, t->timer_optimizer);
     double inverse_scale = 1 / scale / (cfg->calculate_per_token_loss ? fmax(tokens, 1) : 1);
     out->lm_loss = t->executor.loss_sum / fmax(tokens, 1);
+    uint64_t begin = clock_now_ns();
     out->grad_norm = update_grad_norm(&t->executor, &bad) * inverse_scale;
+    trace_phase(t, "gradient_norm", begin);
     if (cfg->log_num_zeros_in_grad) out->num_zeros = update_count_zeros(&t->executor);
     out->not_finite = is_broken(t, out, bad);
     bool found_inf = bad != 0 || !isfinite(out->grad_norm);
     out->skipped = loss_scale_update(&state->loss_scale, found_inf) || out->not_finite;
     if (!out->skipped) {
+        begin = clock_now_ns();
         update_weights(t, inverse_scale, out);
+        trace_phase(t, "adamw_and_packing", begin);
         state->scheduled_samples += batch_size;
     }
     if (cfg->log_params_norm) out->params_norm = update_params_norm(&t->executor);
