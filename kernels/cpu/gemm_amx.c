@@ -21,13 +21,12 @@
 #include "kernels/cpu/gemm_rows.h"
 
 enum {
-    ONE_CHUNK_STEPS = 32,        /* up to this many steps of 32, k is one chunk; */
-    CHUNK_STEPS = 24,            /* beyond, a chunk has at most this many */
+    CHUNK_STEPS = 32,            /* k of a chunk, in steps of 32 */
     SEGMENT = 4,                 /* steps */
     ONE_CHUNK_BYTES = 640 << 10, /* area when k is one chunk: this much of A */
     ONE_CHUNK_M = 512,
     ONE_CHUNK_N = 3072,
-    MANY_CHUNKS_M = 256, /* area when it is more: A 384 KiB, sums 768 KiB */
+    MANY_CHUNKS_M = 256, /* area when it is more: A 512 KiB, sums 768 KiB */
     MANY_CHUNKS_N = 768,
     LEAST_M = 128, /* areas are not made smaller than this to keep more threads busy */
     LEAST_N = 2 * PANEL_N,
@@ -69,13 +68,6 @@ struct block {
     int halves, rows;
 };
 
-/* Memory to prefetch: `lines` of 64 bytes with every step, from runs of `run` bytes that are `stride` apart.
- */
-struct ahead {
-    const char *at;
-    int64_t left, run, stride, lines;
-};
-
 struct chunk; /* of k, of one area */
 typedef void finish_fn(const struct chunk *chunk, const struct block *block, int row, int end);
 
@@ -85,7 +77,8 @@ struct chunk {
     finish_fn *finish;
     size_t c_row; /* bytes from row to row of C */
     float alpha;
-    struct ahead next_a, next_b;
+    const char *next_b;       /* the next panel of B, to prefetch */
+    int64_t next_b_lines;     /* with each step */
     struct column columns[2]; /* of this panel and of the one before */
     /* What is still in flight: a block whose sums are in the registers, to be stored at `live`. */
     struct block before;
@@ -104,7 +97,8 @@ ALWAYS_INLINE void store16(void *p, const enum dtype dtype, __mmask16 mask, __m5
     if (dtype == DTYPE_F32)
         _mm512_mask_storeu_ps(p, mask, x);
     else
-        _mm256_mask_storeu_epi16(p, mask, tile_bf16(x));
+        _mm256_mask_storeu_epi16(p, mask,
+                                 (__m256i)_mm512_cvtneps_pbh(x)); /* subnormals to 0, as the products */
 }
 
 /* Rows [row, end) of a block to C. */
@@ -143,14 +137,6 @@ static inline void touch_rows(const struct chunk *chunk, const struct block *blo
         for (size_t x = 0; x < block->column->c_width; x += 64)
             __asm__ volatile("prefetchw %0" : : "m"(line[x]));
         __asm__ volatile("prefetchw %0" : : "m"(line[block->column->c_width - 1]));
-    }
-}
-
-ALWAYS_INLINE void prefetch_step(struct ahead *ahead) {
-    for (int64_t i = 0; i < ahead->lines; i++) {
-        _mm_prefetch(ahead->at, _MM_HINT_T1);
-        ahead->at += 64, ahead->left -= 64;
-        if (ahead->left <= 0) ahead->at += ahead->stride - ahead->run, ahead->left = ahead->run;
     }
 }
 
@@ -204,13 +190,18 @@ struct beside {
     int row, row_share, touch, touch_share;
 };
 
+/* Of `steps` steps of the inner loop, those that have room for it: all but the first of a segment. */
+static int64_t beside_steps(int64_t steps) {
+    int64_t with_room = steps * (SEGMENT - 1) / SEGMENT;
+    return with_room > 0 ? with_room : 1;
+}
+
 static struct beside beside_begin(const struct chunk *chunk, const struct block *now) {
-    int steps = (int)chunk->steps * now->halves * (SEGMENT - 1) / SEGMENT;
-    struct beside beside = {.before = chunk->before, .now = *now};
-    if (steps < 1) steps = 1;
-    beside.row_share = (beside.before.rows + steps - 1) / steps;
-    beside.touch_share = (now->rows + steps - 1) / steps;
-    return beside;
+    int64_t steps = beside_steps(chunk->steps * now->halves);
+    return (struct beside){.before = chunk->before,
+                           .now = *now,
+                           .row_share = (int)gemm_blocks(chunk->before.rows, steps),
+                           .touch_share = (int)gemm_blocks(now->rows, steps)};
 }
 
 ALWAYS_INLINE void beside_step(struct chunk *chunk, struct beside *beside) {
@@ -224,8 +215,8 @@ ALWAYS_INLINE void beside_step(struct chunk *chunk, struct beside *beside) {
         beside->touch = end < beside->now.rows ? end : beside->now.rows;
         touch_rows(chunk, &beside->now, row, beside->touch);
     }
-    prefetch_step(&chunk->next_b);
-    prefetch_step(&chunk->next_a);
+    for (int64_t i = 0; i < chunk->next_b_lines; i++) _mm_prefetch(chunk->next_b + i * 64, _MM_HINT_T1);
+    chunk->next_b += chunk->next_b_lines * 64;
 }
 
 /* The sums of one block, up to their last product: they stay in the registers. */
@@ -311,14 +302,6 @@ ALWAYS_INLINE void area_panel(const struct area *area, struct chunk *chunk, int6
     }
 }
 
-/* Spreads `count` runs of memory over about `steps` steps of the inner loop. */
-static struct ahead spread(const void *at, int64_t run, int64_t stride, int64_t count, int64_t steps) {
-    int64_t lines = gemm_blocks(run, 64) * count;
-    steps = steps * (SEGMENT - 1) / SEGMENT > 0 ? steps * (SEGMENT - 1) / SEGMENT : 1;
-    return (struct ahead){
-        .at = at, .left = run, .run = run, .stride = stride, .lines = gemm_blocks(lines, steps)};
-}
-
 /* Describes the panel of B that starts at column n, and sets out to prefetch the next one. */
 static void column_begin(struct column *column, struct chunk *chunk, const struct area *area, int64_t n) {
     const struct tile_job *job = area->job;
@@ -330,14 +313,14 @@ static void column_begin(struct column *column, struct chunk *chunk, const struc
     if (args->bias)
         rows_load(column->bias, dtype_at(args->bias, args->dtype, job->n0 + n), args->dtype, columns);
     for (int t = 0; t < PANEL_TILES; t++) column->mask[t] = tile_mask(columns - t * 16);
-    chunk->next_b.lines = 0;
+    chunk->next_b_lines = 0;
     if (next < area->n1) {
-        int64_t panels_m = gemm_blocks(area->m1 - area->m0, PANEL_M);
         int64_t tiles = gemm_min(PANEL_TILES, gemm_blocks(job->n1 - job->n0 - next, TILE_ROWS));
-        int64_t bytes = chunk->steps * tiles * TILE_ELEMENTS * 2;
-        const uint16_t *b = job->b + tile_b_elements(job->steps, next);
-        chunk->next_b = spread(b + chunk->index * job->chunk_steps * tiles * TILE_ELEMENTS, bytes, bytes, 1,
-                               panels_m * chunk->steps);
+        int64_t lines = chunk->steps * tiles * TILE_ROWS,
+                panels_m = gemm_blocks(area->m1 - area->m0, PANEL_M);
+        chunk->next_b = (const char *)(job->b + tile_b_elements(job->steps, next) +
+                                       chunk->index * job->chunk_steps * tiles * TILE_ELEMENTS);
+        chunk->next_b_lines = gemm_blocks(lines, beside_steps(panels_m * chunk->steps));
     }
 }
 
@@ -397,7 +380,6 @@ static int64_t part_units(int64_t size, int64_t unit, int64_t parts) {
 
 static void run_areas(void *context, int64_t begin, int64_t end, int thread) {
     const struct tile_job *job = context;
-    int64_t n = job->n1 - job->n0;
     unsigned char *space = job->thread_space + (size_t)thread * job->thread_bytes;
     struct area area = {.job = job};
     for (int i = 0; i < 2; i++, space += LANDING_BYTES) area.landing[i] = (float *)(void *)space;
@@ -405,7 +387,7 @@ static void run_areas(void *context, int64_t begin, int64_t end, int thread) {
     if (job->chunks > 1) area.sums = (float *)(void *)(space + job->a_bytes);
     tiles_on();
     for (int64_t x = begin; x < end; x++) {
-        int64_t part_m = x % job->parts_m, part_n = x / job->parts_m;
+        int64_t part_m = x % job->parts_m, part_n = x / job->parts_m, n = job->n1 - job->n0;
         area.m0 = part_begin(job->v.m, PANEL_M, job->parts_m, part_m);
         area.m1 = part_begin(job->v.m, PANEL_M, job->parts_m, part_m + 1);
         area.n0 = part_begin(n, PANEL_N, job->parts_n, part_n);
@@ -447,9 +429,7 @@ static struct tile_job plan(const struct stream *stream, const struct gemm_args 
     struct tile_job job = {.v = gemm_view(args)};
     job.lda = args->trans_a ? job.v.a_col : job.v.a_row;
     job.steps = tile_steps(args->k);
-    job.chunk_steps = job.steps;
-    if (job.steps > ONE_CHUNK_STEPS)
-        job.chunk_steps = gemm_blocks(job.steps, gemm_blocks(job.steps, CHUNK_STEPS));
+    job.chunk_steps = gemm_blocks(job.steps, gemm_blocks(job.steps, CHUNK_STEPS));
     job.chunks = gemm_blocks(job.steps, job.chunk_steps);
     int64_t n = columns_per_pack(args, job.steps);
     plan_areas(&job, n, threads_count(stream->threads));
