@@ -8,12 +8,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 static struct stream stream;
 static int64_t n;        /* elements of a large tensor */
 static const char *part; /* only kernels whose label contains it */
 static void *tensors[5];
+static char *blocks[5]; /* that hold them */
 static const struct rng_key key = {.seed = 1};
 
 static double now(void) {
@@ -191,7 +193,13 @@ int main(int argc, char **argv) {
     part = argc > 4 ? argv[4] : "";
     stream.workspace_bytes = 64 << 20;
     stream.workspace = mem_zalloc(stream.workspace_bytes, "workspace");
-    for (int i = 0; i < 5; i++) tensors[i] = mem_zalloc((size_t)n * 4, "bench tensor");
+    for (int i = 0; i < 5; i++) { /* on huge pages, as the arena of a training run */
+        size_t bytes = (size_t)n * 4, page = 2 << 20;
+        blocks[i] = mem_alloc(bytes + page, "bench tensor");
+        tensors[i] = blocks[i] + (page - (uintptr_t)blocks[i] % page);
+        madvise(tensors[i], bytes, MADV_HUGEPAGE);
+        memset(tensors[i], 0, bytes);
+    }
     printf("%s, %d threads, %lld elements\n", stream.kernels->backend, threads_count(stream.threads),
            (long long)n);
     bench_memory();
@@ -202,7 +210,7 @@ int main(int argc, char **argv) {
     }
     fill_random(DTYPE_F32);
     bench_optimizer();
-    for (int i = 0; i < 5; i++) mem_free(tensors[i]);
+    for (int i = 0; i < 5; i++) mem_free(blocks[i]);
     mem_free(stream.workspace);
     threads_close(stream.threads);
     return 0;
