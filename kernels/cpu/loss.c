@@ -26,12 +26,16 @@ SIMD_INLINE float block_max(const void *x, int64_t begin, int64_t n, enum dtype 
     return max;
 }
 
+/* Fetches the next block while it computes on this one, so that memory and arithmetic overlap. */
 SIMD_INLINE float block_sum_exp(const void *x, int64_t begin, int64_t n, float max, enum dtype t) {
     float lanes[SIMD_LANES] = {0};
     int64_t j = 0;
-    for (; j + SIMD_LANES <= n; j += SIMD_LANES)
+    for (; j + SIMD_LANES <= n; j += SIMD_LANES) {
+        __builtin_prefetch(dtype_at(x, t, begin + j + BLOCK));
+        if (t == DTYPE_F32) __builtin_prefetch(dtype_at(x, t, begin + j + BLOCK + SIMD_LANES / 2));
         SIMD_LOOP for (int l = 0; l < SIMD_LANES; l++) lanes[l] +=
             math_exp_softmax(simd_load(x, t, begin + j + l) - max);
+    }
     for (int l = 0; j + l < n; l++) lanes[l] += math_exp_softmax(simd_load(x, t, begin + j + l) - max);
     return simd_sum(lanes);
 }

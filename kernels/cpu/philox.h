@@ -1,6 +1,7 @@
 #pragma once
 /* Many Philox words at once, bit for bit those of rng_philox. A 64-bit lane holds one 32-bit counter word;
- * the 32 x 32 -> 64 bit multiply reads the low half only, so the high halves may hold anything. */
+ * the 32 x 32 -> 64 bit multiply reads the low half only, so the high halves may hold anything, and a shuffle
+ * brings the high half of a product down: a shift would queue at the port of the multiplier. */
 #include "core/base/rng.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
@@ -18,9 +19,9 @@ SIMD_INLINE struct philox_lanes philox_round(struct philox_lanes c, __m512i k0, 
     __m512i p0 = _mm512_mul_epu32(c.c0, _mm512_set1_epi64(0xD2511F53));
     __m512i p1 = _mm512_mul_epu32(c.c2, _mm512_set1_epi64(0xCD9E8D57));
     struct philox_lanes next = {
-        .c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c.c1, k0, 0x96),
+        .c0 = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p1, 0xF5), c.c1, k0, 0x96),
         .c1 = p1,
-        .c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c.c3, k1, 0x96),
+        .c2 = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(p0, 0xF5), c.c3, k1, 0x96),
         .c3 = p0,
     };
     return next;
@@ -68,9 +69,9 @@ SIMD_INLINE struct philox_lanes philox_round(struct philox_lanes c, __m256i k0, 
     __m256i p0 = _mm256_mul_epu32(c.c0, _mm256_set1_epi64x(0xD2511F53));
     __m256i p1 = _mm256_mul_epu32(c.c2, _mm256_set1_epi64x(0xCD9E8D57));
     struct philox_lanes next = {
-        .c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c.c1), k0),
+        .c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_shuffle_epi32(p1, 0xF5), c.c1), k0),
         .c1 = p1,
-        .c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c.c3), k1),
+        .c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_shuffle_epi32(p0, 0xF5), c.c3), k1),
         .c3 = p0,
     };
     return next;
