@@ -134,7 +134,7 @@ def emit_generator():
 def emit_indices():
     cases = []
     tiny = [5, 3, 7, 4, 6, 2, 8, 1]
-    for wanted in (8, 11, 17, 1, None, 100):
+    for wanted in (8, 11, 17, 1, None, 100, 9, 13, 14, 15, 18):
         cases.append((tiny, 0, 8, 4, wanted, 1234, 0, 0))
     cases.append((tiny, 2, 7, 4, 9, 1234, 0, 0))  # a split in the middle
     cases.append((tiny, 2, 3, 1, 30, 3, 0, 0))

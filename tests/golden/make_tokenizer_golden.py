@@ -34,6 +34,7 @@ def corpus():
         yield from (text[i : i + 2000] for i in range(0, len(text), 2000))
     for _ in range(40):
         yield from OTHER
+        yield from (f"{w} it's I'm don't we've they'll you're I'd IT'S DON'T" for w in ("so", "but", "and", "if", "or"))
 
 
 def build(size, normalizer, pre, ignore_merges, special, post, extra):
@@ -73,6 +74,34 @@ def tokenizers():
                           [AddedToken("<mask>", lstrip=True, rstrip=False, normalized=False), AddedToken("<gap>", rstrip=True, normalized=True)])
 
 
+def by_hand(pre, ignore_merges, merges, tokens):
+    """A vocabulary that training never gives: words that no merge makes, and merges across what the splitter cuts."""
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    for t in [a + b for a, b in merges] + tokens:
+        vocab.setdefault(t, len(vocab))
+    t = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges))
+    t.pre_tokenizer = pre
+    t.decoder = decoders.ByteLevel()
+    return t
+
+
+def hand_made():
+    merges = [("1", "2"), ("12", "3"), ("a", "b"), ("b", "c"), ("Ġ", "Ġ"), ("'", "s"), ("h", "e"), ("l", "l"), ("ĠĠ", "1"), ("\u010a", "\u010a"), ("s", "Ġ"), ("!", "a"), ("b", "1")]
+    tokens = ["abc", "hello", "Ġhe", "123456", "Ġ12"]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    digits = lambda one: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=one), byte_level])
+    cut = lambda pattern, behavior, invert=False: pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, behavior, invert), byte_level])
+    yield "hand_whole", by_hand(split(LLAMA3), True, merges, tokens)
+    yield "hand_merged", by_hand(split(LLAMA3), False, merges, tokens)
+    yield "hand_digits", by_hand(digits(False), True, merges, tokens)
+    yield "hand_digit", by_hand(digits(True), True, merges, tokens)
+    yield "hand_gpt2", by_hand(pre_tokenizers.ByteLevel(add_prefix_space=False), False, merges, tokens)
+    yield "hand_removed", by_hand(cut(Regex(r"[\s']+"), "removed"), False, merges, tokens)
+    yield "hand_kept", by_hand(cut(Regex(r"\p{L}+|\d"), "removed", True), False, merges, tokens)
+    yield "hand_literal", by_hand(cut("b", "isolated"), False, merges, tokens)
+    yield "hand_empty", by_hand(cut(Regex(r"(?=b)|^\s*"), "isolated"), False, merges, tokens)
+
+
 def random_text(rng):
     """Code points that are old enough for every Unicode version in question."""
     pools = [range(32, 127), range(32, 127), [9, 10, 13, 32, 32, 32], range(0xA0, 0x250), range(0x370, 0x400), range(0x400, 0x460), range(0x5D0, 0x5EB),
@@ -89,6 +118,7 @@ def random_text(rng):
 def texts():
     rng = random.Random(7)
     fixed = [
+        "abc ab bc 123 1234 123456 hello hellohe 12 b1 !ab\n\n\nabc", "it's   12  3 's ll\n\n 1", "   b\u180e\u180eb   \u180e", "s s  1\n b 1",
         "", " ", "  ", "\n", "\r\n\r\n", "\t\t x", "Hello world", " Hello  world  ", "hello\n\n  world\n", "a" * 90, " " * 50 + "x", "ab" * 40,
         "I'm you're he's they'll we've I'd don't DON'T I'LL it'S", "x'ſ 'K 'K'll", "''s 's", "1 12 123 1234 12345678 3.14159 1,000,000",
         "٣٤٥ ½ Ⅷ ①② １２３", "x=1;y=[2,3];/* c */ if(a<b){return -1;}", "https://example.org/a?b=c&d=%20#e", "tabs\tand\x0bvt\x0cff", "nbsp\u00a0x\u3000y\u180ez\u0085w\u2028v",
@@ -98,13 +128,13 @@ def texts():
         "Line one.\r\nLine two.\r\n\r\n\r\nLine five.", "...!!!???---===", "CamelCaseHTTPServer snake_case", "日本語とEnglishとрусский混在テキスト", "ὈΔΥΣΣΕΎΣ ʼn ǅ ﬁ",
         "word" + "\n" * 30 + "word", "x" + " " * 30 + "\n" + " " * 30 + "y",
     ] + OTHER
-    return fixed + [random_text(rng) for _ in range(50)]
+    return fixed + [random_text(rng) for _ in range(28)]
 
 
 def main():
     os.makedirs(HERE, exist_ok=True)
     out = {}
-    for name, t in tokenizers():
+    for name, t in [*tokenizers(), *hand_made()]:
         spec = json.loads(t.to_str())
         with open(os.path.join(HERE, name + ".json"), "w", encoding="utf-8") as f:
             json.dump(spec, f, ensure_ascii=False, separators=(",", ":"))
@@ -114,7 +144,8 @@ def main():
                 json.dump(t.get_vocab(), f, ensure_ascii=True, separators=(",", ":"))
             with open(os.path.join(HERE, "gpt2.merges.txt"), "w", encoding="utf-8") as f:
                 f.write("#version: 0.2\n" + "".join((m if isinstance(m, str) else " ".join(m)) + "\n" for m in spec["model"]["merges"]))
-        out[name] = [t.encode(x).ids for x in texts()]
+        mine = texts()[:24] if name.startswith("hand_") else texts()  # the first texts are those that tell the hand-made ones apart
+        out[name] = [t.encode(x).ids for x in mine]
     with open(os.path.join(HERE, "cases.json"), "w", encoding="utf-8") as f:
         json.dump({"texts": texts(), "ids": out}, f, ensure_ascii=True, separators=(",", ":"))
         f.write("\n")

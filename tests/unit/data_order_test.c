@@ -137,6 +137,9 @@ TEST(index_without_sequences_or_tokens_is_a_clear_error) {
     r.num_samples = INT64_C(1) << 40;
     EXPECT_EQ(gpt_index_build(&r, &x, &err), -1);
     EXPECT_CONTAINS(err.text, "exceed 2^32");
+    r.seq_length = 1000, r.num_samples = 5000000; /* few samples, but too many epochs */
+    EXPECT_EQ(gpt_index_build(&r, &x, &err), -1);
+    EXPECT_CONTAINS(err.text, "exceed 2^32");
 }
 
 TEST(splits_round_as_python_does) {

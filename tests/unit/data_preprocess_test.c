@@ -116,6 +116,14 @@ TEST(several_keys_give_several_datasets) {
     expect_run(&o, &c);
     expect_documents("a", (const char *[]){"x$", "w$"}, 2);
     expect_documents("b", (const char *[]){"yy$", "zz$"}, 2);
+    EXPECT(c.documents == 4 && c.tokens == 2 + 3 + 2 + 3, "counts");
+    /* a line that lacks one key is left out for all of them */
+    write_text("a.jsonl", "{\"a\":\"x\",\"b\":\"yy\"}\n{\"a\":\"lost\"}\n{\"b\":\"zz\",\"a\":\"w\"}\n");
+    o.skip_bad_lines = true;
+    expect_run(&o, &c);
+    expect_documents("a", (const char *[]){"x$", "w$"}, 2);
+    expect_documents("b", (const char *[]){"yy$", "zz$"}, 2);
+    EXPECT(c.documents == 4 && c.tokens == 2 + 3 + 2 + 3 && c.skipped_lines == 1, "counts");
 }
 
 TEST(bad_json_stops_with_file_and_line_or_is_left_out) {

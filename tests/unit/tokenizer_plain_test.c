@@ -86,9 +86,9 @@ TEST(impossible_choices_are_refused) {
 TEST(hash_tells_tokenizers_apart) {
     struct tokenizer *a = must_open(&(struct tokenizer_options){.type = "ByteTokenizer"});
     struct tokenizer *b = must_open(&(struct tokenizer_options){
-        .type = "NullTokenizer", .vocab_size = 257, .null_eod_id = -1, .null_pad_id = -1});
+        .type = "NullTokenizer", .vocab_size = 257, .null_eod_id = 5, .null_pad_id = -1});
     struct tokenizer *c = must_open(&(struct tokenizer_options){
-        .type = "NullTokenizer", .vocab_size = 258, .null_eod_id = -1, .null_pad_id = -1});
+        .type = "NullTokenizer", .vocab_size = 258, .null_eod_id = 5, .null_pad_id = -1});
     struct tokenizer *d = must_open(&(struct tokenizer_options){.type = "ByteTokenizer"});
     EXPECT(tokenizer_hash(a) != tokenizer_hash(b) && tokenizer_hash(b) != tokenizer_hash(c), "different");
     EXPECT(tokenizer_hash(a) == tokenizer_hash(d), "equal");
