@@ -74,7 +74,7 @@ model=(--num-layers 6 --hidden-size 256 --ffn-hidden-size 704 --num-attention-he
     --hidden-dropout 0 --attention-dropout 0 --bf16 --init-method-std 0.02)
 data=(--data-path "$dir/corpus_text_document" --tokenizer-type ByteTokenizer --split '98,2,0')
 optimizer=(--lr 3e-3 --min-lr 3e-4 --lr-decay-style cosine --lr-warmup-fraction 0.05 --weight-decay 0.1 --adam-beta2 0.95 --clip-grad 1.0 --seed 1234)
-shape=(--seq-length 256 --max-position-embeddings 256 --micro-batch-size 8 --global-batch-size 16)
+shape=(--seq-length 256 --max-position-embeddings 256 --micro-batch-size 8 --global-batch-size 8)
 
 # value KEY FILE [LINE]: that number of the last (or that) JSON line
 value() { tail -n "${3:-1}" "$2" | head -n 1 | sed -n "s/.*\"$1\":\"\{0,1\}\([^,}\"]*\).*/\1/p"; }
@@ -93,7 +93,7 @@ step "how fast is this machine?"
 train probe "${shape[@]}" "${optimizer[@]}" --train-iters 12 --eval-iters 0 --log-interval 100
 milliseconds=$(tail -n 8 "$dir/probe.jsonl" | sed -n 's/.*"elapsed_ms":\([0-9.]*\).*/\1/p' | sort -n | sed -n 4p)
 iterations=$(awk -v ms="$milliseconds" -v s="$train_seconds" 'BEGIN { n = int(s * 1000 / ms / 10) * 10; print (n < 50 ? 50 : (n > 4000 ? 4000 : n)) }')
-echo "$milliseconds ms per iteration of 4096 tokens: $iterations iterations take about $(awk -v ms="$milliseconds" -v n="$iterations" 'BEGIN { printf "%.0f", ms * n / 1000 }') s"
+echo "$milliseconds ms per iteration of 2048 tokens: $iterations iterations take about $(awk -v ms="$milliseconds" -v n="$iterations" 'BEGIN { printf "%.0f", ms * n / 1000 }') s"
 
 step "train a Llama-style model of 4.4 million parameters on bytes (log: $dir/train.log)"
 interval=$((iterations / 10))

@@ -31,6 +31,9 @@ planted() {
     return 1
 }
 
+# the same, when nothing is to be said about that file
+clean() { ! planted "$1" "$2" "$3" "$1:" >/dev/null; }
+
 layers() { planted "$1" "#include \"$2\"" check_layers "includes \"$2\""; }
 layers core/base/str.h core/config/config.h &&
     layers core/config/config.c core/train/loop.h &&
@@ -60,8 +63,8 @@ result $all "every banned function is noticed"
 
 banned core/train/metrics.c 'a = "text \\" // "; b = strcat(c); // strcpy(' strcat &&
     banned core/train/metrics.c '/* gets( \n more */ x = gets(y);' gets &&
-    ! banned core/train/metrics.c '/* gets(\n strcpy( */ y = "atoi( \\" rand("; c = '"'\"'"'; // printf(' x >/dev/null &&
-    ! banned core/train/metrics.c 'x.free(y); z->free(y); my_free(y); snprintf(a); free_it(b); freed = malloced;' x >/dev/null
+    clean core/train/metrics.c '/* gets(\n strcpy( */ y = "atoi( \\" rand("; c = '"'\"'"'; // printf(' check_banned &&
+    clean core/train/metrics.c 'x.free(y); z->free(y); my_free(y); snprintf(a); free_it(b); freed = malloced;' check_banned
 result $? "comments, strings, members and longer names are not taken for calls"
 
 planted core/train/metrics.c 'int   x ;' check_format 'core/train/metrics.c:'
@@ -75,7 +78,7 @@ fi
 
 planted docs/x.md '[a](no/such.md)' check_docs 'no/such.md' &&
     planted docs/x.md 'see `core/train/nothing.h`' check_docs 'core/train/nothing.h' &&
-    ! planted docs/x.md '[a](https://example.org/x) [b](#here) `scripts/test.sh` [c](../Makefile)' check_docs x >/dev/null
+    clean docs/x.md '[a](https://example.org/x) [b](#here) `scripts/test.sh` [c](../Makefile)' check_docs
 result $? "dead links and paths in documents are noticed"
 
 # ---- the test runner ----

@@ -158,7 +158,7 @@ static void check_adamw(const struct kernels *k) {
     memset(m.data, 0, 50 * 4);
     memset(v.data, 0, 50 * 4);
     for (int step = 1; step <= 4; step++) {
-        char name[16];
+        char name[32];
         RUN(k, adamw, .master = master.data, .m = m.data, .v = v.data,
             .grad = (float *)grads.data + (step - 1) * 50, .n = 50, .learning_rate = 1e-2f, .beta1 = 0.9f,
             .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f,
