@@ -183,31 +183,40 @@ TEST(the_family_follows_from_the_model) {
     EXPECT_STR(why, "--some-trait");
 }
 
-/* A tensor's rows cut in blocks of `step`, written to disk tensors, scattered into parts of `local` rows. */
+/* One part of a tensor, gathered to disk in blocks of `step` and scattered into a buffer of its own, which
+ * has a guard row at each end. */
+static void round_trip_part(const struct checkpoint_model *model, const struct checkpoint_tensor *t,
+                            int64_t step, int64_t from, int64_t rows_here) {
+    struct checkpoint_entry e[CHECKPOINT_MAX_PARTS];
+    int n = checkpoint_entries_of(model, t->name, t->num_dims, t->dims, e, &err);
+    int64_t cols = t->num_dims > 1 ? t->dims[1] : 1;
+    size_t row_bytes = (size_t)cols * sizeof(float), part = (size_t)rows_here * row_bytes;
+    char *back = mem_alloc(part + 2 * row_bytes, "back"), *guard = mem_alloc(row_bytes, "guard");
+    float *buffer = mem_zalloc(fixture_floats(t) * sizeof(float), "buffer");
+    memset(back, 0xAB, part + 2 * row_bytes);
+    memset(guard, 0xAB, row_bytes);
+    for (int k = 0; k < n; k++)
+        for (int64_t r = 0; r < e[k].dims[0]; r += step) {
+            int64_t rows = e[k].dims[0] - r < step ? e[k].dims[0] - r : step;
+            const float *data = checkpoint_gather_rows(&e[k], t->master, cols, r, rows, buffer);
+            checkpoint_scatter_rows(&e[k], data, r, rows, (float *)(void *)(back + row_bytes), cols, from,
+                                    rows_here);
+        }
+    EXPECT(!memcmp(back + row_bytes, t->master + from * cols, part), "%s: blocks of %d, rows %d to %d",
+           t->name, (int)step, (int)from, (int)(from + rows_here));
+    EXPECT(!memcmp(back, guard, row_bytes) && !memcmp(back + row_bytes + part, guard, row_bytes),
+           "%s: rows %d to %d: written outside", t->name, (int)from, (int)(from + rows_here));
+    mem_free(back);
+    mem_free(guard);
+    mem_free(buffer);
+}
+
 static void round_trip(struct fixture *f, int64_t step, int64_t local) {
     for (int i = 0; i < f->count; i++) {
-        struct checkpoint_tensor *t = &f->tensors[i];
-        struct checkpoint_entry e[CHECKPOINT_MAX_PARTS];
-        int n = checkpoint_entries_of(&f->model, t->name, t->num_dims, t->dims, e, &err);
-        int64_t cols = t->num_dims > 1 ? t->dims[1] : 1, floats = t->num_rows * cols;
-        float *back = mem_zalloc((size_t)(floats + 1) * sizeof(float), "back");
-        float *buffer = mem_zalloc((size_t)(floats + 1) * sizeof(float), "buffer");
-        memset(back, 0xAB, (size_t)(floats + 1) * sizeof(float));
-        uint32_t guard;
-        for (int64_t from = 0; from < t->num_rows; from += local) {
-            int64_t rows_here = t->num_rows - from < local ? t->num_rows - from : local;
-            for (int k = 0; k < n; k++)
-                for (int64_t r = 0; r < e[k].dims[0]; r += step) {
-                    int64_t rows = e[k].dims[0] - r < step ? e[k].dims[0] - r : step;
-                    const float *data = checkpoint_gather_rows(&e[k], t->master, cols, r, rows, buffer);
-                    checkpoint_scatter_rows(&e[k], data, r, rows, back + from * cols, cols, from, rows_here);
-                }
-        }
-        memcpy(&guard, back + floats, 4);
-        EXPECT(!memcmp(back, t->master, (size_t)floats * sizeof(float)) && guard == 0xABABABABu,
-               "%s with blocks of %d, parts of %d", t->name, (int)step, (int)local);
-        mem_free(back);
-        mem_free(buffer);
+        const struct checkpoint_tensor *t = &f->tensors[i];
+        for (int64_t from = 0; from < t->num_rows; from += local)
+            round_trip_part(&f->model, t, step, from,
+                            t->num_rows - from < local ? t->num_rows - from : local);
     }
 }
 
