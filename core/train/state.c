@@ -111,7 +111,7 @@ int state_load(struct trainer *t, struct err *err) {
     if (info.found) {
         status = load_from(t, cfg->load, cfg->finetune, err);
         if (!status)
-            log_info("loaded checkpoint %s at iteration %lld", info.path, (long long)t->state.iteration);
+            log_info("loaded a checkpoint of %s at iteration %lld", cfg->load, (long long)t->state.iteration);
     } else if (cfg->load && cfg->exit_on_missing_checkpoint) {
         status =
             err_set(err, "--load %s: there is no checkpoint there, and --exit-on-missing-checkpoint is given",
