@@ -87,9 +87,16 @@ static void pack_panel(float *dst, const void *src, enum dtype dtype, int64_t ro
                        int64_t depth, int64_t step_i, int64_t step_p) {
     _Alignas(64) float staged[STAGED_ROWS][STAGED_COLS] = {{0}};
     if (rows < width) memset(dst, 0, (size_t)(width * depth) * sizeof(float));
-    if (step_i == 1) {
-        for (int64_t p = 0; p < depth; p++)
-            rows_load(dst + p * width, dtype_at(src, dtype, p * step_p), dtype, rows);
+    if (step_i == 1) { /* constant lengths for whole panels: no call to copy a few floats */
+        if (rows == NR)
+            for (int64_t p = 0; p < depth; p++)
+                rows_load(dst + p * NR, dtype_at(src, dtype, p * step_p), dtype, NR);
+        else if (rows == MR && width == MR)
+            for (int64_t p = 0; p < depth; p++)
+                rows_load(dst + p * MR, dtype_at(src, dtype, p * step_p), dtype, MR);
+        else
+            for (int64_t p = 0; p < depth; p++)
+                rows_load(dst + p * width, dtype_at(src, dtype, p * step_p), dtype, rows);
         return;
     }
     for (int64_t i0 = 0; i0 < rows; i0 += STAGED_ROWS) {
@@ -150,7 +157,8 @@ static void multiply_panels(float *restrict out, const float *restrict a, const 
 }
 
 /* Adds one row of a product tile to the partial sums, and writes C when the slice is the last. */
-static void finish_row(const struct simd_job *job, float *restrict row, int64_t i, int64_t j, int64_t count) {
+static inline __attribute__((always_inline)) void finish_row(const struct simd_job *job, float *restrict row,
+                                                             int64_t i, int64_t j, int64_t count) {
     const struct gemm_args *args = job->v.args;
     bool first = job->k0 == 0, last = job->k1 == job->v.k, in_c = args->c_dtype == DTYPE_F32;
     void *c = dtype_at(args->c, args->c_dtype, i * job->v.ldc + j);
@@ -188,7 +196,12 @@ static void multiply_blocks(void *context, int64_t begin, int64_t end, int threa
                 multiply_panels(tile, job->panels_a + (i - job->m0) * depth,
                                 job->panels_b + (j - job->n0) * depth, depth);
                 int64_t rows = gemm_min(MR, i1 - i), columns = gemm_min(NR, j1 - j);
-                for (int64_t x = 0; x < rows; x++) finish_row(job, tile + x * NR, i + x, j, columns);
+                for (int64_t x = 0; x < rows; x++) {
+                    if (columns == NR)
+                        finish_row(job, tile + x * NR, i + x, j, NR);
+                    else
+                        finish_row(job, tile + x * NR, i + x, j, columns);
+                }
             }
         }
     }
