@@ -51,23 +51,61 @@ struct simd_job {
     int64_t blocks_n;
 };
 
+enum { STAGED_ROWS = 16, STAGED_COLS = 64 };
+
+/* dst[p * width + i] = rows[i][p] for i < count, p < depth. */
+static void transpose_rows(float *dst, int64_t width, float rows[STAGED_ROWS][STAGED_COLS], int64_t count,
+                           int64_t depth) {
+    int64_t p = 0;
+#if CPU_ISA_avx512 || CPU_ISA_amx
+    __mmask16 mask = (__mmask16)((1u << count) - 1);
+    for (; p + 4 <= depth; p += 4) {
+        __m512 in[4]; /* lane l of in[r] is four values of row 4 l + r */
+        for (int r = 0; r < 4; r++) {
+            in[r] = _mm512_castps128_ps512(_mm_load_ps(&rows[r][p]));
+            in[r] = _mm512_insertf32x4(in[r], _mm_load_ps(&rows[4 + r][p]), 1);
+            in[r] = _mm512_insertf32x4(in[r], _mm_load_ps(&rows[8 + r][p]), 2);
+            in[r] = _mm512_insertf32x4(in[r], _mm_load_ps(&rows[12 + r][p]), 3);
+        }
+        __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(in[0], in[1])),
+                b = _mm512_castps_pd(_mm512_unpackhi_ps(in[0], in[1]));
+        __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(in[2], in[3])),
+                d = _mm512_castps_pd(_mm512_unpackhi_ps(in[2], in[3]));
+        _mm512_mask_storeu_ps(dst + p * width, mask, _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)));
+        _mm512_mask_storeu_ps(dst + (p + 1) * width, mask, _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)));
+        _mm512_mask_storeu_ps(dst + (p + 2) * width, mask, _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)));
+        _mm512_mask_storeu_ps(dst + (p + 3) * width, mask, _mm512_castpd_ps(_mm512_unpackhi_pd(b, d)));
+    }
+#endif
+    for (; p < depth; p++)
+        for (int64_t i = 0; i < count; i++) dst[p * width + i] = rows[i][p];
+}
+
 /* dst[p * width + i] = op(X)[i, p] for i < rows, p < depth; zeros for rows <= i < width. `step_i` and
  * `step_p` are the strides of i and p; one of them is 1. */
 static void pack_panel(float *dst, const void *src, enum dtype dtype, int64_t rows, int64_t width,
                        int64_t depth, int64_t step_i, int64_t step_p) {
-    enum { CHUNK = 64 };
+    _Alignas(64) float staged[STAGED_ROWS][STAGED_COLS] = {{0}};
     if (rows < width) memset(dst, 0, (size_t)(width * depth) * sizeof(float));
-    if (step_i == 1) {
-        for (int64_t p = 0; p < depth; p++)
-            rows_load(dst + p * width, dtype_at(src, dtype, p * step_p), dtype, rows);
+    if (step_i == 1) { /* constant lengths for whole panels: no call to copy a few floats */
+        if (rows == NR)
+            for (int64_t p = 0; p < depth; p++)
+                rows_load(dst + p * NR, dtype_at(src, dtype, p * step_p), dtype, NR);
+        else if (rows == MR && width == MR)
+            for (int64_t p = 0; p < depth; p++)
+                rows_load(dst + p * MR, dtype_at(src, dtype, p * step_p), dtype, MR);
+        else
+            for (int64_t p = 0; p < depth; p++)
+                rows_load(dst + p * width, dtype_at(src, dtype, p * step_p), dtype, rows);
         return;
     }
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t p0 = 0; p0 < depth; p0 += CHUNK) {
-            _Alignas(64) float line[CHUNK];
-            int64_t count = gemm_min(CHUNK, depth - p0);
-            rows_load(line, dtype_at(src, dtype, i * step_i + p0), dtype, count);
-            for (int64_t p = 0; p < count; p++) dst[(p0 + p) * width + i] = line[p];
+    for (int64_t i0 = 0; i0 < rows; i0 += STAGED_ROWS) {
+        int64_t count = gemm_min(STAGED_ROWS, rows - i0);
+        for (int64_t p0 = 0; p0 < depth; p0 += STAGED_COLS) {
+            int64_t cols = gemm_min(STAGED_COLS, depth - p0);
+            for (int64_t i = 0; i < count; i++)
+                rows_load(staged[i], dtype_at(src, dtype, (i0 + i) * step_i + p0), dtype, cols);
+            transpose_rows(dst + p0 * width + i0, width, staged, count, cols);
         }
     }
 }
@@ -119,7 +157,8 @@ static void multiply_panels(float *restrict out, const float *restrict a, const 
 }
 
 /* Adds one row of a product tile to the partial sums, and writes C when the slice is the last. */
-static void finish_row(const struct simd_job *job, float *restrict row, int64_t i, int64_t j, int64_t count) {
+static inline __attribute__((always_inline)) void finish_row(const struct simd_job *job, float *restrict row,
+                                                             int64_t i, int64_t j, int64_t count) {
     const struct gemm_args *args = job->v.args;
     bool first = job->k0 == 0, last = job->k1 == job->v.k, in_c = args->c_dtype == DTYPE_F32;
     void *c = dtype_at(args->c, args->c_dtype, i * job->v.ldc + j);
@@ -157,7 +196,12 @@ static void multiply_blocks(void *context, int64_t begin, int64_t end, int threa
                 multiply_panels(tile, job->panels_a + (i - job->m0) * depth,
                                 job->panels_b + (j - job->n0) * depth, depth);
                 int64_t rows = gemm_min(MR, i1 - i), columns = gemm_min(NR, j1 - j);
-                for (int64_t x = 0; x < rows; x++) finish_row(job, tile + x * NR, i + x, j, columns);
+                for (int64_t x = 0; x < rows; x++) {
+                    if (columns == NR)
+                        finish_row(job, tile + x * NR, i + x, j, NR);
+                    else
+                        finish_row(job, tile + x * NR, i + x, j, columns);
+                }
             }
         }
     }
