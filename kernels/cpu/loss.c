@@ -31,8 +31,7 @@ SIMD_INLINE float block_sum_exp(const void *x, int64_t begin, int64_t n, float m
     float lanes[SIMD_LANES] = {0};
     int64_t j = 0;
     for (; j + SIMD_LANES <= n; j += SIMD_LANES) {
-        __builtin_prefetch(dtype_at(x, t, begin + j + BLOCK));
-        if (t == DTYPE_F32) __builtin_prefetch(dtype_at(x, t, begin + j + BLOCK + SIMD_LANES / 2));
+        simd_fetch(x, t, begin + j + BLOCK);
         SIMD_LOOP for (int l = 0; l < SIMD_LANES; l++) lanes[l] +=
             math_exp_softmax(simd_load(x, t, begin + j + l) - max);
     }

@@ -8,6 +8,7 @@ enum {
     PARAM_BLOCKS = 64,   /* most row blocks with partial dweight and dbias of their own */
     PARAM_BLOCK_MIN = 8, /* fewest rows in a block */
     PARAM_COLUMNS = 256, /* columns combined at a time */
+    FETCH_MIN = 1024,    /* elements fetched ahead, or a row if that is more */
 };
 
 struct row_stats {
@@ -16,20 +17,28 @@ struct row_stats {
 
 SIMD_INLINE float row_sum(const void *x, int64_t begin, int64_t cols, enum dtype t) {
     float lanes[SIMD_LANES] = {0};
-    int64_t j = 0;
-    for (; j + SIMD_LANES <= cols; j += SIMD_LANES)
+    int64_t j = 0, ahead = cols > FETCH_MIN ? cols : FETCH_MIN;
+    for (; j + SIMD_LANES <= cols; j += SIMD_LANES) {
+        simd_fetch(x, t, begin + j + ahead);
         SIMD_LOOP for (int l = 0; l < SIMD_LANES; l++) lanes[l] += simd_load(x, t, begin + j + l);
+    }
     for (int l = 0; j + l < cols; l++) lanes[l] += simd_load(x, t, begin + j + l);
     return simd_sum(lanes);
 }
 
-SIMD_INLINE float row_sum_squares(const void *x, int64_t begin, int64_t cols, float mean, enum dtype t) {
+/* The first pass over a row (`fetch`) fetches the next row, which then arrives while this one is worked on.
+ */
+SIMD_INLINE float row_sum_squares(const void *x, int64_t begin, int64_t cols, float mean, bool fetch,
+                                  enum dtype t) {
     float lanes[SIMD_LANES] = {0};
-    int64_t j = 0;
-    for (; j + SIMD_LANES <= cols; j += SIMD_LANES) SIMD_LOOP for (int l = 0; l < SIMD_LANES; l++) {
+    int64_t j = 0, ahead = cols > FETCH_MIN ? cols : FETCH_MIN;
+    for (; j + SIMD_LANES <= cols; j += SIMD_LANES) {
+        if (fetch) simd_fetch(x, t, begin + j + ahead);
+        SIMD_LOOP for (int l = 0; l < SIMD_LANES; l++) {
             float d = simd_load(x, t, begin + j + l) - mean;
             lanes[l] = MATH_FMA(d, d, lanes[l]);
         }
+    }
     for (int l = 0; j + l < cols; l++) {
         float d = simd_load(x, t, begin + j + l) - mean;
         lanes[l] = MATH_FMA(d, d, lanes[l]);
@@ -40,8 +49,14 @@ SIMD_INLINE float row_sum_squares(const void *x, int64_t begin, int64_t cols, fl
 /* Forward and backward call this on the same row and get the same bits. */
 SIMD_INLINE struct row_stats row_stats(const void *x, int64_t row, int64_t cols, bool rms, float epsilon,
                                        enum dtype t) {
-    float mean = rms ? 0 : row_sum(x, row * cols, cols, t) / (float)cols;
-    float variance = row_sum_squares(x, row * cols, cols, mean, t) / (float)cols;
+    float mean = 0, sum;
+    if (rms) {
+        sum = row_sum_squares(x, row * cols, cols, 0, true, t);
+    } else {
+        mean = row_sum(x, row * cols, cols, t) / (float)cols;
+        sum = row_sum_squares(x, row * cols, cols, mean, false, t);
+    }
+    float variance = sum / (float)cols;
     return (struct row_stats){mean, 1.0f / sqrtf(variance + epsilon)};
 }
 
@@ -116,6 +131,7 @@ SIMD_INLINE struct row_stats row_means(const struct norm_backward_args *a, int64
         dbias[j] += d;                                                                                       \
     }
     for (int64_t j = 0; j < full; j += SIMD_LANES) {
+        simd_fetch(dy, t, x0 + j + (cols > FETCH_MIN ? cols : FETCH_MIN));
         SIMD_LOOP for (int l = 0; l < SIMD_LANES; l++) {
             STEP(l, j + l)
         }

@@ -74,6 +74,13 @@ SIMD_INLINE void simd_store(void *p, enum dtype dtype, int64_t i, float value) {
         ((float *)p)[i] = value;
 }
 
+/* Fetches the SIMD_LANES elements from i on, which may lie beyond the tensor. */
+SIMD_INLINE void simd_fetch(const void *p, enum dtype dtype, int64_t i) {
+    const char *at = (const char *)p + i * (int64_t)dtype_bytes(dtype);
+    __builtin_prefetch(at);
+    if (dtype == DTYPE_F32) __builtin_prefetch(at + 64);
+}
+
 /* Lanes combined by halves: 32 to 16 to 8 to 4 to 2 to 1. */
 SIMD_INLINE float simd_sum(const float lanes[SIMD_LANES]) {
     float a[16], b[8], c[4];
