@@ -103,6 +103,19 @@ static void take_memory(struct loader *l) {
     }
 }
 
+static void release(struct loader *l) {
+    pthread_cond_destroy(&l->changed);
+    pthread_mutex_destroy(&l->lock);
+    for (int i = 0; i < RING; i++) {
+        mem_free(l->ring[i].tokens);
+        mem_free(l->ring[i].labels);
+        mem_free(l->ring[i].position_ids);
+        mem_free(l->ring[i].loss_mask);
+    }
+    mem_free(l->text);
+    mem_free(l);
+}
+
 int loader_open(const struct dataset *dataset, int64_t micro_batch, int dp_rank, int dp_size,
                 int64_t consumed_samples, struct loader **loader_p, struct err *err) {
     CHECK(micro_batch > 0 && dp_size > 0 && dp_rank >= 0 && dp_rank < dp_size && consumed_samples >= 0,
@@ -123,7 +136,10 @@ int loader_open(const struct dataset *dataset, int64_t micro_batch, int dp_rank,
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int failed = pthread_create(&l->thread, NULL, loader_main, l);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (failed) return err_set(err, "cannot start the data loader's thread: %s", strerror(failed));
+    if (failed) {
+        release(l);
+        return err_set(err, "cannot start the data loader's thread: %s", strerror(failed));
+    }
     *loader_p = l;
     return 0;
 }
@@ -161,14 +177,5 @@ void loader_close(struct loader *l) {
     pthread_cond_broadcast(&l->changed);
     pthread_mutex_unlock(&l->lock);
     pthread_join(l->thread, NULL);
-    pthread_cond_destroy(&l->changed);
-    pthread_mutex_destroy(&l->lock);
-    for (int i = 0; i < RING; i++) {
-        mem_free(l->ring[i].tokens);
-        mem_free(l->ring[i].labels);
-        mem_free(l->ring[i].position_ids);
-        mem_free(l->ring[i].loss_mask);
-    }
-    mem_free(l->text);
-    mem_free(l);
+    release(l);
 }
