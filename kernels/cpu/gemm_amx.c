@@ -254,8 +254,8 @@ ALWAYS_INLINE void block_products(struct chunk *chunk, const uint16_t *a, const 
     chunk->before = *now;
 }
 
-/* Brings what is in flight home. */
-static void chunk_flush(struct chunk *chunk) {
+/* Brings what is in flight home. Afterwards nothing is: what the next block stores goes to `nowhere`. */
+static void chunk_flush(struct chunk *chunk, float *nowhere) {
     const enum turn turn = FROM_ZERO;
     float *store = chunk->live;
     const float *load = NULL;
@@ -268,6 +268,7 @@ static void chunk_flush(struct chunk *chunk) {
     TURN(5);
     if (chunk->before.rows) chunk->finish(chunk, &chunk->before, 0, chunk->before.rows);
     chunk->before.rows = 0;
+    chunk->live = nowhere;
 }
 
 /* ---- one area of C ---- */
@@ -341,11 +342,11 @@ static void area_chunk(const struct area *area, int64_t index) {
         column_begin(column, &chunk, area, n);
         switch (column->tiles) {
         case 1: /* fewer tiles than the panel before: those would stay behind */
-            chunk_flush(&chunk);
+            chunk_flush(&chunk, area->landing[0]);
             area_panel(area, &chunk, n, column, 1);
             break;
         case 2:
-            chunk_flush(&chunk);
+            chunk_flush(&chunk, area->landing[0]);
             area_panel(area, &chunk, n, column, 2);
             break;
         default:
@@ -353,7 +354,7 @@ static void area_chunk(const struct area *area, int64_t index) {
             break;
         }
     }
-    chunk_flush(&chunk);
+    chunk_flush(&chunk, area->landing[0]);
 }
 
 /* Sixteen rows of 64 bytes in each of the eight tile registers. The whole struct is an operand, so that no
