@@ -1,13 +1,25 @@
 #include "core/data/datasets.h"
+#include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/data/blend.h"
 #include "core/data/dataset.h"
 #include "core/data/mock.h"
 #include "core/data/path_file.h"
+#include "core/data/provenance.h"
 #include "core/data/split.h"
 #include <string.h>
 
 /* ---- corpora ---- */
+
+static void warn_of_other_tokenizer(const struct datasets *sets, const char *prefix) {
+    struct provenance p;
+    uint64_t own = sets->options.tokenizer_hash;
+    if (!own || !provenance_read(prefix, &p) || p.tokenizer_hash == own) return;
+    log_warn("%s: was made with another tokenizer (%s of %lld ids, see %s.info.json), so its ids may mean "
+             "other text; give "
+             "the tokenizer flags that preprocess_data had",
+             prefix, p.tokenizer_type, (long long)p.vocab_size, prefix);
+}
 
 static int open_corpus(struct datasets *sets, const char *prefix, struct corpus **corpus_p, struct err *err) {
     for (struct corpus *c = sets->files; c; c = c->next)
@@ -17,6 +29,7 @@ static int open_corpus(struct datasets *sets, const char *prefix, struct corpus 
         }
     struct indexed *file;
     if (indexed_open(prefix, !sets->options.no_mmap, &file, err)) return -1;
+    warn_of_other_tokenizer(sets, prefix);
     struct corpus *c = mem_zalloc(sizeof(*c), "corpus");
     c->name = mem_strdup(prefix, "corpus name");
     c->file = file;

@@ -38,6 +38,7 @@ struct data_options {
     int64_t num_samples[DATA_SPLITS]; /* demanded; 0: split not wanted; -1: exactly one epoch */
     double mid_level_surplus;         /* --mid-level-dataset-surplus */
     int64_t vocab_size;               /* ids must lie in [0, vocab_size); 0: not checked */
+    uint64_t tokenizer_hash;          /* tokenizer_hash(); 0: not compared with that of the data */
     int64_t mock_vocab_size;          /* the tokenizer's own (unpadded) size, for mock data; 0: vocab_size */
     int64_t eod_id;                   /* -1: none (mock data needs one) */
     int64_t pad_id;                   /* -1: none */

@@ -127,14 +127,28 @@ static int map_file(const char *path, int file, size_t bytes, const unsigned cha
     return 0;
 }
 
+/* The usual slips: the suffix given too, or preprocess_data's --output-prefix instead of what it wrote. */
+static int report_missing(const char *prefix, const char *path, struct err *err) {
+    const char *why = strerror(errno);
+    size_t n = strlen(prefix);
+    bool suffixed = n > 4 && (!strcmp(prefix + n - 4, ".bin") || !strcmp(prefix + n - 4, ".idx"));
+    struct str likely = {0};
+    str_printf(&likely, "%s_text_document.idx", prefix);
+    if (suffixed)
+        err_set(err, "%s: %s; a data path is the name without .bin and .idx: leave the suffix out", path,
+                why);
+    else if (!access(likely.data, R_OK))
+        err_set(err, "%s: %s; did you mean %s_text_document?", path, why, prefix);
+    else
+        err_set(err, "%s: %s; a data path is the name without .bin and .idx, such as corpus_text_document",
+                path, why);
+    str_free(&likely);
+    return -1;
+}
+
 static int open_file(const char *prefix, const char *path, struct stat *status, struct err *err) {
     int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) {
-        size_t n = strlen(prefix);
-        bool suffixed = n > 4 && (!strcmp(prefix + n - 4, ".bin") || !strcmp(prefix + n - 4, ".idx"));
-        return err_set(err, "%s: %s; a data path is the name without .bin and .idx%s", path, strerror(errno),
-                       suffixed ? ": leave the suffix out" : ", such as corpus_text_document");
-    }
+    if (file < 0) return report_missing(prefix, path, err);
     if (fstat(file, status) || !S_ISREG(status->st_mode)) {
         close(file);
         return err_set(err, "%s: is not a regular file", path);

@@ -76,6 +76,9 @@ int data_options_from_config(const struct config *c, const struct tokenizer *tok
         .mid_level_surplus = c->mid_level_dataset_surplus,
         .vocab_size = vocab + c->vocab_extra_ids,
         .mock_vocab_size = own,
+        /* NullTokenizer stands for any data that is tokenized already */
+        .tokenizer_hash =
+            tokenizer && c->tokenizer_type != TOKENIZER_TYPE_NULL ? tokenizer_hash(tokenizer) : 0,
         .eod_id = tokenizer ? tokenizer_eod(tokenizer) : own - 1,
         .pad_id = tokenizer ? tokenizer_pad(tokenizer) : -1,
         .reset_position_ids = c->reset_position_ids,

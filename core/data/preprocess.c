@@ -2,10 +2,12 @@
 #include "core/base/json.h"
 #include "core/base/mem.h"
 #include "core/data/indexed_writer.h"
+#include "core/data/provenance.h"
 #include "core/data/utf8.h"
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { MOST_KEYS = 64, END_OF_DOCUMENT = -1, MOST_WORKERS = 256 };
@@ -346,13 +348,25 @@ static int open_job(struct job *job) {
     return open_writers(job);
 }
 
+static int write_provenance(struct job *job, int key) {
+    struct provenance p = {.vocab_size = tokenizer_vocab_size(job->tokenizer),
+                           .tokenizer_hash = tokenizer_hash(job->tokenizer),
+                           .append_eod = job->o->append_eod};
+    struct str prefix = {0};
+    snprintf(p.tokenizer_type, sizeof(p.tokenizer_type), "%s", tokenizer_type(job->tokenizer));
+    str_printf(&prefix, "%s_%s_document", job->o->output_prefix, job->keys[key]);
+    int status = provenance_write(prefix.data, &p, job->err);
+    str_free(&prefix);
+    return status;
+}
+
 static int finish(struct job *job) {
     job->counts.skipped_files += job->files.skipped;
     if (!job->counts.tokens)
         return err_set(job->err, "--input: %llu documents and no token in them; nothing is written",
                        (unsigned long long)job->counts.documents);
     for (int k = 0; k < job->num_keys; k++)
-        if (indexed_writer_finish(job->writer[k], job->err)) return -1;
+        if (write_provenance(job, k) || indexed_writer_finish(job->writer[k], job->err)) return -1;
     return 0;
 }
 

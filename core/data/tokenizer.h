@@ -55,7 +55,7 @@ int64_t tokenizer_vocab_size(const struct tokenizer *tokenizer);
 int64_t tokenizer_eod(const struct tokenizer *tokenizer);
 /* Padding, or -1 when there is none or when it is also another special token (Megatron-LM's rule). */
 int64_t tokenizer_pad(const struct tokenizer *tokenizer);
-/* Depends on all that decides the ids (files and options). */
+/* Depends on the type and on all bytes of the files: tells whether two tokenizers share a vocabulary. */
 uint64_t tokenizer_hash(const struct tokenizer *tokenizer);
 
 struct tokenizer_worker *tokenizer_worker_open(const struct tokenizer *tokenizer);

@@ -333,7 +333,6 @@ int tokenizer_read_json(struct tokenizer *t, const struct tokenizer_options *o, 
                  read_special(t, folder.data, "tokenizer_config.json", err) ||
                  read_special(t, folder.data, "special_tokens_map.json", err);
     if (!failed) guess_eod(t);
-    hash_update(&t->hash, &o->no_special_tokens, sizeof(o->no_special_tokens));
     str_free(&text);
     str_free(&file);
     str_free(&folder);

@@ -14,7 +14,7 @@ struct tokenizer {
     enum tokenizer_kind kind;
     const char *type;
     int64_t vocab_size, eod, pad;
-    struct hash hash; /* of all files and options that decide the ids */
+    struct hash hash; /* of the type and all files */
     /* the rest is for TOKENIZER_BPE */
     struct bpe *bpe;
     struct presplit *split;

@@ -207,6 +207,9 @@ TEST(missing_files_say_how_a_data_path_looks) {
     write_small("good", INDEXED_U16);
     EXPECT_EQ(indexed_open(at("good.bin"), true, &d, &err), -1);
     EXPECT_CONTAINS(err.text, "leave the suffix out");
+    write_small("books_text_document", INDEXED_U16);
+    EXPECT_EQ(indexed_open(at("books"), true, &d, &err), -1);
+    EXPECT_CONTAINS(err.text, "books_text_document?");
     EXPECT_EQ(indexed_open(folder, true, &d, &err), -1);
 }
 

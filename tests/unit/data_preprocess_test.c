@@ -3,6 +3,7 @@
 #include "core/base/str.h"
 #include "core/data/indexed.h"
 #include "core/data/preprocess_flags.h"
+#include "core/data/provenance.h"
 #include "core/data/utf8.h"
 #include "tests/test.h"
 #include "tests/unit/data_files.h"
@@ -36,9 +37,10 @@ static struct preprocess_options byte_options(const char *const *inputs, int cou
 }
 
 static void remove_output(void) {
-    static const char *const names[] = {"out_text_document.bin", "out_text_document.idx",
-                                        "out_a_document.bin",    "out_a_document.idx",
-                                        "out_b_document.bin",    "out_b_document.idx"};
+    static const char *const names[] = {
+        "out_text_document.bin",    "out_text_document.idx",       "out_a_document.bin",
+        "out_a_document.idx",       "out_text_document.info.json", "out_a_document.info.json",
+        "out_b_document.info.json", "out_b_document.bin",          "out_b_document.idx"};
     for (size_t i = 0; i < ARRAY_COUNT(names); i++) unlink(at(names[i]));
 }
 
@@ -105,6 +107,27 @@ TEST(json_lines_become_documents) {
     o.append_eod = false;
     expect_run(&o, &c);
     expect_documents("text", (const char *[]){"one", "two\n", "", "ab"}, 4);
+}
+
+TEST(a_dataset_says_which_tokenizer_made_it) {
+    struct preprocess_counts c;
+    struct provenance p;
+    struct err err;
+    const char *inputs[] = {at("a.jsonl")};
+    struct preprocess_options o = byte_options(inputs, 1);
+    struct tokenizer *t = tokenizer_open(&o.tokenizer, &err);
+    write_text("a.jsonl", "{\"text\": \"one\"}\n");
+    expect_run(&o, &c);
+    EXPECT(provenance_read(at("out_text_document"), &p), "no file");
+    EXPECT_STR(p.tokenizer_type, "ByteTokenizer");
+    EXPECT(p.vocab_size == 257 && p.append_eod && p.tokenizer_hash == tokenizer_hash(t), "values");
+    tokenizer_close(t);
+    static const char *const bad[] = {"", "{", "[]", "{\"tokenizer_type\": 5}"};
+    for (size_t i = 0; i < ARRAY_COUNT(bad); i++) {
+        write_text("out_text_document.info.json", bad[i]);
+        EXPECT(!provenance_read(at("out_text_document"), &p), "'%s' was read", bad[i]);
+    }
+    EXPECT(!provenance_read(at("absent"), &p), "an absent file was read");
 }
 
 TEST(several_keys_give_several_datasets) {
@@ -378,8 +401,8 @@ TEST(end_removes_its_files_and_frees_its_memory) {
     EXPECT_EQ(mem_stats().live_blocks, 0);
 }
 
-RUN_TESTS(CASE(begin), CASE(json_lines_become_documents), CASE(several_keys_give_several_datasets),
-          CASE(bad_json_stops_with_file_and_line_or_is_left_out),
+RUN_TESTS(CASE(begin), CASE(json_lines_become_documents), CASE(a_dataset_says_which_tokenizer_made_it),
+          CASE(several_keys_give_several_datasets), CASE(bad_json_stops_with_file_and_line_or_is_left_out),
           CASE(text_files_are_one_document_each_in_sorted_order),
           CASE(bytes_that_are_not_utf8_are_replaced_and_counted),
           CASE(repair_replaces_maximal_subparts_as_python_does),

@@ -114,7 +114,7 @@ TEST(special_tokens_around_the_text_can_be_switched_off) {
     EXPECT_EQ(tokenizer_encode(w, "Hello", 5, &a, &err), 0);
     EXPECT_EQ(tokenizer_encode(w2, "Hello", 5, &b, &err), 0);
     EXPECT(b.count == a.count + 1 && !memcmp(b.data + 1, a.data, a.count * 4), "BOS alone differs");
-    EXPECT(tokenizer_hash(t) != tokenizer_hash(with), "the hash tells them apart");
+    EXPECT(tokenizer_hash(t) == tokenizer_hash(with), "the vocabulary is the same");
     token_list_free(&a);
     token_list_free(&b);
     tokenizer_worker_close(w);
