@@ -20,7 +20,7 @@ tests/           output   a test prints its TAP lines
 tests/           memory   a test may own what it frees itself
 END
 )
-files=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' 2>/dev/null || find . -name '*.[ch]' | sed 's|^\./||')
+files=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' 2>/dev/null || find . -path ./build -prune -o -path './.*' -prune -o \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) -print | sed 's|^\./||')
 # shellcheck disable=SC2086
 awk -v allowed="$allowed" '
     BEGIN {

@@ -3,7 +3,7 @@
 # of this repository that a page names in backquotes (`core/train/metrics.h`, `scripts/test.sh`) exists.
 set -eu
 cd "$(dirname "$0")/.."
-pages=$(git ls-files '*.md' 2>/dev/null || find . -name '*.md' -not -path './build/*')
+pages=$(git ls-files '*.md' 2>/dev/null || find . -path ./build -prune -o -path './.*' -prune -o \( -name '*.md' \) -print | sed 's|^\./||')
 [ -n "$pages" ] || { echo "check_docs: there are no documents"; exit 0; }
 # shellcheck disable=SC2086
 awk '

@@ -73,6 +73,7 @@ find_missing
 if [ "$what" = test ] && command_exists clang && ! clang_runtime_exists; then # clang itself came just now
     version=$(clang -dumpversion | cut -d. -f1)
     if command_exists apt-get && [ "$sudo" != none ]; then
+        echo "installing: libclang-rt-$version-dev"
         $sudo env DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300 install \
             --no-install-recommends "libclang-rt-$version-dev" >/dev/null 2>&1 && find_missing
     fi

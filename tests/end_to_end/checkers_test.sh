@@ -10,10 +10,11 @@ result() { # status, name
     number=$((number + 1))
     if [ "$1" = 0 ]; then echo "ok $number - $2"; else echo "not ok $number - $2"; fi
 }
-git ls-files -z | grep -zv '^tests/golden/.*\.\(bin\|json\)$' | xargs -0 cp --parents -t "$copy" 2>/dev/null
-# without a git repository in the copy the checkers would look at every file; make one, so that they look at
-# what is tracked, as they do here
-git -C "$copy" init -q && git -C "$copy" add -A
+for part in cmd core kernels parallel recompute scripts tests docs Makefile .clang-format *.md; do
+    [ -e "$part" ] && cp -r --parents "$part" "$copy"
+done
+# the copy is no git repository: the checkers look at every file there
+export GIT_DIR=$copy/none
 
 # planted FILE TEXT CHECKER MESSAGE: the checker fails and says MESSAGE; without the text it passes again
 planted() {
@@ -21,10 +22,8 @@ planted() {
     mkdir -p "$copy/$(dirname "$file")"
     [ -e "$copy/$file" ] && cp "$copy/$file" "$copy/saved"
     printf '%b\n' "$text" >>"$copy/$file"
-    git -C "$copy" add "$file"
     output=$("$copy/scripts/$checker.sh" 2>&1) || status=$?
     if [ -e "$copy/saved" ]; then mv "$copy/saved" "$copy/$file"; else rm "$copy/$file"; fi
-    git -C "$copy" add -A
     if [ $status = 1 ] && grep -qF -- "$message" <<<"$output"; then return 0; fi
     echo "# $checker on $file: exit status $status"
     head -n 5 <<<"$output" | cut -c1-200 | sed 's/^/# /'
