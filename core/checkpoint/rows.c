@@ -1,7 +1,7 @@
 #include "core/checkpoint/rows.h"
 #include <string.h>
 
-enum { TILE = 16 }; /* 16 floats fill one cache line */
+enum { TILE = 16, STRIP = 64 }; /* 16 floats fill one cache line */
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -41,32 +41,23 @@ const float *checkpoint_gather_rows(const struct checkpoint_entry *entry, const 
     return buffer;
 }
 
-/* One 16 x 16 tile through a local copy: whole lines are read and written once, however the strides alias. */
-static void transpose_tile(const float *in, int64_t in_stride, float *out, int64_t out_stride) {
-    float tile[TILE][TILE];
-    for (int k = 0; k < TILE; k++)
-        for (int i = 0; i < TILE; i++) tile[i][k] = in[k * in_stride + i];
-    for (int i = 0; i < TILE; i++) memcpy(out + i * out_stride, tile[i], sizeof(tile[i]));
-}
-
+/* 64 disk rows at a time, whose current lines stay in the first-level cache: four whole lines of each program
+ * row are written in turn. (Tiles of 16 program rows, as above, write 16 lines whose addresses often differ
+ * by a multiple of 4 KiB, and were two to three times slower.) */
 static void scatter_transposed(const struct checkpoint_entry *entry, const float *buffer, int64_t first,
                                int64_t num_rows, float *tensor, int64_t cols, int64_t first_row,
                                int64_t local_rows) {
     int64_t width = entry->dims[1], row, run;
-    for (int64_t j = 0; j < width; j += run) {
-        run = smaller(checkpoint_map_rows(entry, j, &row), TILE);
-        int64_t begin = row < first_row ? first_row - row : 0;
-        int64_t end = smaller(run, first_row + local_rows - row);
-        for (int64_t c = 0; c < num_rows; c += TILE) {
-            int64_t c_end = smaller(c + TILE, num_rows);
-            if (begin == 0 && end == TILE && c_end - c == TILE) {
-                transpose_tile(buffer + c * width + j, width, tensor + (row - first_row) * cols + first + c,
-                               cols);
-                continue;
+    for (int64_t c = 0; c < num_rows; c += STRIP) {
+        int64_t c_end = smaller(c + STRIP, num_rows);
+        for (int64_t j = 0; j < width; j += run) {
+            run = checkpoint_map_rows(entry, j, &row);
+            int64_t begin = row < first_row ? first_row - row : 0;
+            int64_t end = smaller(run, first_row + local_rows - row);
+            for (int64_t i = begin; i < end; i++) {
+                float *out = tensor + (row + i - first_row) * cols + first;
+                for (int64_t k = c; k < c_end; k++) out[k] = buffer[k * width + j + i];
             }
-            for (int64_t i = begin; i < end; i++)
-                for (int64_t k = c; k < c_end; k++)
-                    tensor[(row + i - first_row) * cols + first + k] = buffer[k * width + j + i];
         }
     }
 }
