@@ -282,9 +282,9 @@ TEST(small_products_are_exact_to_rounding_for_every_setting) {
 }
 
 TEST(products_beyond_every_block_size_are_exact_to_rounding) {
-    static const int64_t shapes[][3] = {{1, 700, 300},  {300, 1, 520},   {70, 90, 1100},
-                                        {65, 129, 513}, {520, 70, 33},   {1100, 40, 20},
-                                        {40, 2100, 24}, {260, 20, 1060}, {5, 800, 1040}};
+    static const int64_t shapes[][3] = {{1, 700, 300},  {300, 1, 520},  {70, 90, 1100}, {65, 129, 513},
+                                        {520, 70, 33},  {1100, 40, 20}, {40, 2100, 24}, {260, 20, 1060},
+                                        {5, 800, 1040}, {40, 100, 1060}};
     for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++)
         for (int dtype = 0; dtype < DTYPES; dtype++)
             for (unsigned mix = 0; mix < 8; mix++) {
