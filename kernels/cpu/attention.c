@@ -70,11 +70,11 @@ static uint64_t first_element(const struct problem *p, int64_t batch, int64_t he
 
 /* keep[rows, QUERIES]: 0 or 1 / (1 - p). */
 static void dropout_factors(const struct problem *p, float *keep, uint64_t first, int64_t rows) {
-    uint16_t bits[2 * KEYS];
-    dropout_mask(&p->drop, first, (uint64_t)p->z.s, rows, bits);
+    uint32_t bits[KEYS];
+    dropout_mask(&p->drop, first, (uint64_t)p->z.s, round_up(rows, 4), bits);
     for (int64_t j = 0; j < rows; j++) {
-        uint32_t row = bits[2 * j] | (uint32_t)bits[2 * j + 1] << 16;
-        for (int i = 0; i < QUERIES; i++) keep[j * QUERIES + i] = row >> i & 1 ? p->drop.keep_scale : 0.0f;
+        for (int i = 0; i < QUERIES; i++)
+            keep[j * QUERIES + i] = bits[j] >> i & 1 ? p->drop.keep_scale : 0.0f;
     }
 }
 

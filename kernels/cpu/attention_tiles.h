@@ -60,23 +60,25 @@ static inline void tiles_close(void) {
 }
 
 /* Where the tiles of a factor lie, in elements: `across` to the next row of tiles (left) or column of tiles
- * (right), `depth` to the next tile along the summed dimension. */
+ * (right), `depth` to the next tile along the summed dimension, `step` to the next row of a left tile (0:
+ * packed). */
 struct tiles {
     const uint16_t *p;
-    int64_t across, depth;
+    int64_t across, depth, step;
 };
 
 /* Tiles 0..3 += the 2 x 2 block of left times right. */
 static inline __attribute__((always_inline)) void tiles_multiply(struct tiles left, struct tiles right,
                                                                  int64_t depth) {
+    int64_t step = left.step ? left.step * 2 : 64;
     for (int64_t k = 0; k < depth; k++) {
         const uint16_t *a = left.p + k * left.depth, *b = right.p + k * right.depth;
         TILE_LOAD(6, b, 64);
-        TILE_LOAD(4, a, 64);
+        TILE_LOAD(4, a, step);
         TILE_DOT(0, 4, 6);
         TILE_LOAD(7, b + right.across, 64);
         TILE_DOT(1, 4, 7);
-        TILE_LOAD(5, a + left.across, 64);
+        TILE_LOAD(5, a + left.across, step);
         TILE_DOT(2, 5, 6);
         TILE_DOT(3, 5, 7);
     }
@@ -140,12 +142,34 @@ struct rows16 {
     int64_t step, rows, cols;
 };
 
+/* Left tiles [s/16][d/32] need no packing when every row is whole: they are loaded where they lie. */
+static inline bool lies_in_tiles(const void *p, const struct attention_shape *z) {
+    return z->s % 32 == 0 && z->d % 32 == 0 && (uintptr_t)p % 64 == 0;
+}
+
+/* The left tiles of rows `row` on of [s, d], packed with `d_padded` columns or, when direct, where they lie.
+ */
+static inline struct tiles left_tiles(const uint16_t *p, int64_t row, int64_t d_padded, bool direct) {
+    return direct ? (struct tiles){p + row * d_padded, 16 * d_padded, 32, d_padded}
+                  : (struct tiles){p + row * d_padded, 16 * d_padded, TILE, 0};
+}
+
 /* 32 columns of one row, from column `col`. */
 static inline __m512i load_row32(const struct rows16 *x, int64_t row, int64_t col) {
     int64_t left = row < x->rows ? x->cols - col : 0;
     if (left >= 32) return _mm512_loadu_si512(x->p + row * x->step + col);
     if (left <= 0) return _mm512_setzero_si512();
     return _mm512_maskz_loadu_epi16((__mmask32)((1u << left) - 1), x->p + row * x->step + col);
+}
+
+/* Rows row, row + every, ... of columns col..col+31; most blocks are whole and need no test per row. */
+static inline __attribute__((always_inline)) void load_rows16(__m512i r[16], const struct rows16 *x,
+                                                              int64_t row, int64_t col, int64_t every) {
+    if (row + 15 * every < x->rows && col + 32 <= x->cols) {
+        for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(x->p + (row + i * every) * x->step + col);
+    } else {
+        for (int i = 0; i < 16; i++) r[i] = load_row32(x, row + i * every, col);
+    }
 }
 
 /* The left-factor tile of rows row..row+15, columns col..col+31. */
@@ -156,7 +180,7 @@ static inline void pack_left(uint16_t *tile, const struct rows16 *x, int64_t row
 /* The right-factor tile of the transpose: depth runs over columns, across over rows. */
 static inline void pack_right_transposed(uint16_t *tile, const struct rows16 *x, int64_t row, int64_t col) {
     __m512i r[16];
-    for (int i = 0; i < 16; i++) r[i] = load_row32(x, row + i, col);
+    load_rows16(r, x, row, col, 1);
     transpose16(r);
     for (int i = 0; i < 16; i++) _mm512_store_si512(tile + i * 32, r[i]);
 }
@@ -165,9 +189,11 @@ static inline void pack_right_transposed(uint16_t *tile, const struct rows16 *x,
 static inline void interleave_rows(__m512i pairs[2][16], const struct rows16 *x, int64_t row, int64_t col) {
     const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
                   high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    __m512i even[16], odd[16];
+    load_rows16(even, x, row, col, 2);
+    load_rows16(odd, x, row + 1, col, 2);
     for (int n = 0; n < 16; n++) {
-        __m512i even = load_row32(x, row + 2 * n, col), odd = load_row32(x, row + 2 * n + 1, col);
-        __m512i lo = _mm512_unpacklo_epi16(even, odd), hi = _mm512_unpackhi_epi16(even, odd);
+        __m512i lo = _mm512_unpacklo_epi16(even[n], odd[n]), hi = _mm512_unpackhi_epi16(even[n], odd[n]);
         pairs[0][n] = _mm512_permutex2var_epi64(lo, low, hi);
         pairs[1][n] = _mm512_permutex2var_epi64(lo, high, hi);
     }

@@ -16,6 +16,7 @@ struct problem {
     const struct attention_backward_args *args;
     struct attention_shape z;
     int64_t d, s; /* padded to multiples of 32 */
+    bool direct;  /* keys and values need no packing */
     float scale;  /* log2(e) times the scale: exponents are to base 2 */
     struct dropout dropout;
 };
@@ -25,11 +26,14 @@ static struct problem make_problem(const struct attention_backward_args *args) {
                             .z = args->shape,
                             .d = (args->shape.d + 31) / 32 * 32,
                             .s = (args->shape.s + 31) / 32 * 32,
+                            .direct =
+                                lies_in_tiles(args->k, &args->shape) && lies_in_tiles(args->v, &args->shape),
                             .scale = args->scale * 1.44269504f,
                             .dropout = dropout_make(args->key, args->dropout)};
 }
 
 struct buffers {
+    const uint16_t *keys, *values;            /* f->k and f->v, or the tensors themselves */
     uint16_t *k, *v, *k_t;                    /* left tiles: k, v [s/16][d/32]; k transposed [s/32][d/16] */
     uint16_t *q_t, *do_t;                     /* right tiles of the transposes [s/16][d/32] */
     uint16_t *q, *d_o;                        /* right tiles [s/32][d/16] */
@@ -67,9 +71,11 @@ static void pack_group(const struct problem *p, struct buffers *f, int64_t kv) {
     const struct attention_shape *z = &p->z;
     struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d};
     struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d};
+    f->keys = p->direct ? k.p : f->k;
+    f->values = p->direct ? v.p : f->v;
     for (int64_t row = 0; row < p->s; row += 32) {
         for (int64_t col = 0; col < p->d; col += 32) {
-            for (int64_t half = row; half < row + 32; half += 16) {
+            for (int64_t half = row; half < row + 32 && !p->direct; half += 16) {
                 pack_left(f->k + half * p->d + col / 32 * TILE, &k, half, col);
                 pack_left(f->v + half * p->d + col / 32 * TILE, &v, half, col);
             }
@@ -122,9 +128,11 @@ struct chunk {
 };
 
 static void chunk_products(const struct problem *p, const struct buffers *f, struct chunk c, int buffer) {
-    int64_t d = p->d, across = 16 * d;
-    struct tiles keys = {f->k + c.key * d, across, TILE}, queries = {f->q_t + c.query * d, across, TILE};
-    struct tiles values = {f->v + c.key * d, across, TILE}, outs = {f->do_t + c.query * d, across, TILE};
+    int64_t d = p->d;
+    struct tiles keys = left_tiles(f->keys, c.key, d, p->direct);
+    struct tiles values = left_tiles(f->values, c.key, d, p->direct);
+    struct tiles queries = {f->q_t + c.query * d, 16 * d, TILE, 0},
+                 outs = {f->do_t + c.query * d, 16 * d, TILE, 0};
     tiles_product(f->chunk_scores[buffer], 16, 16 * CHUNK, CHUNK, keys, queries, d / 32, false);
     tiles_product(f->chunk_dprobs[buffer], 16, 16 * CHUNK, CHUNK, values, outs, d / 32, false);
 }
@@ -136,16 +144,16 @@ struct lanes {
 
 /* Of one key: P and dS for 32 queries, as bf16. */
 static inline __attribute__((always_inline)) void key_row(const struct lanes *x, const float *scores,
-                                                          const float *dprobs, const uint16_t *keep,
+                                                          const float *dprobs, const uint32_t *keep,
                                                           __m512i *prob, __m512i *dscore) {
     __m512 pr[2], ds[2];
     for (int h = 0; h < 2; h++) {
         __m512 dp = _mm512_load_ps(dprobs + 16 * h);
         pr[h] = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(scores + 16 * h), x->scale, x->lse[h]));
         if (keep) {
-            ds[h] =
-                _mm512_mul_ps(pr[h], _mm512_mask3_fmadd_ps(dp, x->keep_scale, x->minus_delta[h], keep[h]));
-            pr[h] = _mm512_maskz_mov_ps(keep[h], pr[h]);
+            ds[h] = _mm512_mul_ps(pr[h], _mm512_mask3_fmadd_ps(dp, x->keep_scale, x->minus_delta[h],
+                                                               (__mmask16)(*keep >> 16 * h)));
+            pr[h] = _mm512_maskz_mov_ps((__mmask16)(*keep >> 16 * h), pr[h]);
         } else {
             ds[h] = _mm512_mul_ps(pr[h], _mm512_add_ps(dp, x->minus_delta[h]));
         }
@@ -156,15 +164,15 @@ static inline __attribute__((always_inline)) void key_row(const struct lanes *x,
 /* P and dS of a chunk as left tiles (tile 0 at the pointer, tile 1 CHUNKS tiles on), and dS as right tiles,
  * whose columns come in the order of query_at. */
 static inline __attribute__((always_inline)) void chunk_gradients(const struct lanes *x, const float *scores,
-                                                                  const float *dprobs, const uint16_t *keep,
+                                                                  const float *dprobs, const uint32_t *keep,
                                                                   uint16_t *probs, uint16_t *dscores,
                                                                   uint16_t *dscores_q) {
     for (int j = 0; j < CHUNK; j += 2) {
         __m512i prob[2], ds[2];
         int64_t row = j / 16 * CHUNKS * TILE + j % 16 * 32;
-        key_row(x, scores + j * CHUNK, dprobs + j * CHUNK, keep ? keep + 2 * j : NULL, &prob[0], &ds[0]);
-        key_row(x, scores + (j + 1) * CHUNK, dprobs + (j + 1) * CHUNK, keep ? keep + 2 * j + 2 : NULL,
-                &prob[1], &ds[1]);
+        key_row(x, scores + j * CHUNK, dprobs + j * CHUNK, keep ? keep + j : NULL, &prob[0], &ds[0]);
+        key_row(x, scores + (j + 1) * CHUNK, dprobs + (j + 1) * CHUNK, keep ? keep + j + 1 : NULL, &prob[1],
+                &ds[1]);
         _mm512_store_si512(probs + row, prob[0]);
         _mm512_store_si512(probs + row + 32, prob[1]);
         _mm512_store_si512(dscores + row, ds[0]);
@@ -193,7 +201,7 @@ static void chunk_vectors(const struct problem *p, struct buffers *f, struct chu
     }
     mask_scores(scores, p->z.s, p->args->causal, c.query, c.key);
     if (p->dropout.threshold) {
-        uint16_t keep[2 * CHUNK];
+        uint32_t keep[CHUNK];
         uint64_t first = (uint64_t)((head_row + c.query) * p->z.s + c.key);
         dropout_mask(&p->dropout, first, (uint64_t)p->z.s, CHUNK, keep);
         chunk_gradients(&x, scores, dprobs, keep, probs, dscores, dscores_q);
@@ -206,11 +214,11 @@ static void chunk_vectors(const struct problem *p, struct buffers *f, struct chu
 static void key_products(const struct problem *p, struct buffers *f, int64_t key, int64_t query,
                          int64_t chunks) {
     int64_t d = p->d, column = query % BLOCK / CHUNK;
-    struct tiles probs = {f->probs + column * TILE, CHUNKS * TILE, TILE};
-    struct tiles dscores = {f->dscores + column * TILE, CHUNKS * TILE, TILE};
+    struct tiles probs = {f->probs + column * TILE, CHUNKS * TILE, TILE, 0};
+    struct tiles dscores = {f->dscores + column * TILE, CHUNKS * TILE, TILE, 0};
     for (int64_t n = 0; n < d; n += 32) {
-        struct tiles outs = {f->d_o + query * d + n / 16 * TILE, TILE, d / 16 * TILE};
-        struct tiles queries = {f->q + query * d + n / 16 * TILE, TILE, d / 16 * TILE};
+        struct tiles outs = {f->d_o + query * d + n / 16 * TILE, TILE, d / 16 * TILE, 0};
+        struct tiles queries = {f->q + query * d + n / 16 * TILE, TILE, d / 16 * TILE, 0};
         tiles_product(f->dv + key * d + n, 16, 16 * d, d, probs, outs, chunks, true);
         tiles_product(f->dk + key * d + n, 16, 16 * d, d, dscores, queries, chunks, true);
     }
@@ -220,9 +228,9 @@ static void key_products(const struct problem *p, struct buffers *f, int64_t key
 static void query_products(const struct problem *p, struct buffers *f, int64_t key, int64_t query,
                            int64_t chunks) {
     int64_t d = p->d, column = query % BLOCK / CHUNK;
-    struct tiles dscores = {f->dscores_q + column * 2 * TILE, TILE, CHUNKS * 2 * TILE};
+    struct tiles dscores = {f->dscores_q + column * 2 * TILE, TILE, CHUNKS * 2 * TILE, 0};
     for (int64_t n = 0; n < d; n += 32) {
-        struct tiles keys = {f->k_t + key * d + n / 16 * TILE, TILE, d / 16 * TILE};
+        struct tiles keys = {f->k_t + key * d + n / 16 * TILE, TILE, d / 16 * TILE, 0};
         tiles_product(f->dq + query * d + n * CHUNK, 16, 16 * CHUNK, CHUNK, keys, dscores, chunks, true);
     }
 }

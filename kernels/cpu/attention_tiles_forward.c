@@ -7,34 +7,43 @@
 #include <math.h>
 #if CPU_ISA_amx
 
-enum {
-    PART = 512,      /* queries of a task */
-    GROUP_CHUNKS = 4 /* chunks between two products with the values */
-};
+enum { GROUP_CHUNKS = 4 }; /* chunks between two products with the values */
 
 struct problem {
     const struct attention_forward_args *args;
     struct attention_shape z;
     int64_t d_padded, s_padded; /* multiples of 32 */
+    int64_t part;               /* queries of a task */
     float scale;                /* log2(e) times the scale: exponents are to base 2 */
+    bool direct;                /* keys need no packing */
     struct dropout dropout;
 };
+
+/* A task packs the values that it needs, so parts are long, but there should be some 32 tasks to share out.
+ */
+static int64_t part_queries(const struct attention_shape *z) {
+    int64_t parts = (32 + z->b * z->g - 1) / (z->b * z->g), rows = (z->s + parts - 1) / parts;
+    return (rows < 256 ? 256 : rows + 31) / 32 * 32;
+}
 
 static struct problem make_problem(const struct attention_forward_args *args) {
     return (struct problem){.args = args,
                             .z = args->shape,
                             .d_padded = (args->shape.d + 31) / 32 * 32,
                             .s_padded = (args->shape.s + 31) / 32 * 32,
+                            .part = part_queries(&args->shape),
                             .scale = args->scale * 1.44269504f,
+                            .direct = lies_in_tiles(args->k, &args->shape),
                             .dropout = dropout_make(args->key, args->dropout)};
 }
 
 struct buffers {
-    uint16_t *k, *v;  /* left tiles: k [s/16][d/32], v transposed [s/32][d/16] */
-    uint16_t *q;      /* right tiles [2][d/32] of the query block */
-    uint16_t *probs;  /* right tiles [GROUP_CHUNKS][2] */
-    float *scores[2]; /* [CHUNK keys, CHUNK queries] */
-    float *out;       /* [d, CHUNK queries] */
+    const uint16_t *keys; /* f->k, or the keys themselves */
+    uint16_t *k, *v;      /* left tiles: k [s/16][d/32], v transposed [s/32][d/16] */
+    uint16_t *q;          /* right tiles [2][d/32] of the query block */
+    uint16_t *probs;      /* right tiles [GROUP_CHUNKS][2] */
+    float *scores[2];     /* [CHUNK keys, CHUNK queries] */
+    float *out;           /* [d, CHUNK queries] */
     __m512 max[2], sum[2];
 };
 
@@ -55,10 +64,12 @@ static void pack_keys_values(const struct problem *p, struct buffers *f, int64_t
     int64_t d = p->d_padded;
     struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d};
     struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d};
+    f->keys = p->direct ? k.p : f->k;
     for (int64_t row = 0; row < keys; row += 32) {
         for (int64_t col = 0; col < d; col += 32) {
-            pack_left(f->k + row * d + col / 32 * TILE, &k, row, col);
-            pack_left(f->k + (row + 16) * d + col / 32 * TILE, &k, row + 16, col);
+            for (int64_t half = row; half < row + 32 && !p->direct; half += 16) {
+                pack_left(f->k + half * d + col / 32 * TILE, &k, half, col);
+            }
             pack_left_transposed(f->v + row * d + col / 16 * TILE, &v, row, col);
         }
     }
@@ -67,7 +78,7 @@ static void pack_keys_values(const struct problem *p, struct buffers *f, int64_t
 /* scores of keys key..key+31 = K Q^T. */
 static void score_products(const struct problem *p, struct buffers *f, int64_t chunk) {
     int64_t d = p->d_padded;
-    struct tiles keys = {f->k + chunk * CHUNK * d, 16 * d, TILE}, queries = {f->q, 16 * d, TILE};
+    struct tiles keys = left_tiles(f->keys, chunk * CHUNK, d, p->direct), queries = {f->q, 16 * d, TILE, 0};
     tiles_product(f->scores[chunk % 2], 16, 16 * CHUNK, CHUNK, keys, queries, d / 32, false);
 }
 
@@ -75,8 +86,8 @@ static void score_products(const struct problem *p, struct buffers *f, int64_t c
 static void value_products(const struct problem *p, struct buffers *f, int64_t first, int64_t chunks) {
     int64_t d = p->d_padded;
     for (int64_t n = 0; n < d; n += 32) {
-        struct tiles values = {f->v + first * CHUNK * d + n / 16 * TILE, TILE, d / 16 * TILE};
-        struct tiles probs = {f->probs, TILE, 2 * TILE};
+        struct tiles values = {f->v + first * CHUNK * d + n / 16 * TILE, TILE, d / 16 * TILE, 0};
+        struct tiles probs = {f->probs, TILE, 2 * TILE, 0};
         tiles_product(f->out + n * CHUNK, 16, 16 * CHUNK, CHUNK, values, probs, chunks, first > 0);
     }
 }
@@ -121,7 +132,7 @@ static inline void find_top(const struct problem *p, const float *scores, __m512
  * NULL. */
 static inline __attribute__((always_inline)) void exponentials(const struct problem *p, struct buffers *f,
                                                                const float *scores, uint16_t *probs,
-                                                               const uint16_t *keep) {
+                                                               const uint32_t *keep) {
     const __m512i zip = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
                                          22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512 scale = _mm512_set1_ps(p->scale);
@@ -133,8 +144,8 @@ static inline __attribute__((always_inline)) void exponentials(const struct prob
             __m512 odd = exp2_fast(_mm512_fmsub_ps(_mm512_load_ps(row + CHUNK), scale, max));
             even_sum = _mm512_add_ps(even_sum, even), odd_sum = _mm512_add_ps(odd_sum, odd);
             if (keep) {
-                even = _mm512_maskz_mov_ps(keep[2 * j + h], even);
-                odd = _mm512_maskz_mov_ps(keep[2 * j + 2 + h], odd);
+                even = _mm512_maskz_mov_ps((__mmask16)(keep[j] >> 16 * h), even);
+                odd = _mm512_maskz_mov_ps((__mmask16)(keep[j + 1] >> 16 * h), odd);
             }
             _mm512_store_si512(probs + h * TILE + j / 2 * 32,
                                _mm512_permutexvar_epi16(zip, to_bf16(even, odd)));
@@ -157,7 +168,7 @@ static void softmax_chunk(const struct problem *p, struct buffers *f, int64_t ch
     }
     uint16_t *probs = f->probs + chunk % GROUP_CHUNKS * 2 * TILE;
     if (p->dropout.threshold) {
-        uint16_t keep[2 * CHUNK];
+        uint32_t keep[CHUNK];
         dropout_mask(&p->dropout, first_element + (uint64_t)key, (uint64_t)p->z.s, CHUNK, keep);
         exponentials(p, f, scores, probs, keep);
     } else {
@@ -236,10 +247,10 @@ static void forward_task(void *context, int64_t begin, int64_t end, int thread) 
         int64_t part = job->parts - 1 - task / (z->b * z->g), kv = task % (z->b * z->g),
                 per_group = z->a / z->g;
         int64_t batch = kv / z->g, group = kv % z->g,
-                last = (part + 1) * PART < z->s ? (part + 1) * PART : z->s;
+                last = (part + 1) * p->part < z->s ? (part + 1) * p->part : z->s;
         pack_keys_values(p, &f, kv, p->args->causal ? last : z->s);
         for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
-            for (int64_t query = part * PART; query < last; query += CHUNK)
+            for (int64_t query = part * p->part; query < last; query += CHUNK)
                 forward_queries(p, &f, batch, head, query);
         }
     }
@@ -253,7 +264,8 @@ size_t CPU(attention_tiles_forward_workspace)(const struct stream *stream,
 }
 
 void CPU(attention_tiles_forward)(const struct stream *stream, const struct attention_forward_args *args) {
-    struct job job = {make_problem(args), stream->workspace, (args->shape.s + PART - 1) / PART};
+    struct job job = {make_problem(args), stream->workspace, 0};
+    job.parts = (args->shape.s + job.p.part - 1) / job.p.part;
     threads_for(stream->threads, args->shape.b * args->shape.g * job.parts, 1, forward_task, &job);
 }
 #endif
