@@ -65,8 +65,8 @@ for shape in "4 256" "2 1024"; do
     for _ in 1 2; do
         ours "$b" "$s" "$@" >>"$work/ours.$s"
         if [ $has_torch = 1 ]; then
-            "$python" scripts/bench_pytorch.py "$b" "$s" "$iterations" 2>/dev/null | tail -n +4 >>"$work/torch.$s" || true
-            "$python" scripts/bench_pytorch.py "$b" "$s" "$iterations" eager 2>/dev/null | tail -n +4 >>"$work/eager.$s" || true
+            "$python" scripts/bench_pytorch.py "$b" "$s" "$iterations" 2>"$work/err" | tail -n +4 >>"$work/torch.$s" || tail -n 1 "$work/err"
+            "$python" scripts/bench_pytorch.py "$b" "$s" "$iterations" eager 2>"$work/err" | tail -n +4 >>"$work/eager.$s" || tail -n 1 "$work/err"
         fi
     done
     report "pretrain_gpt" "$b" "$s" "$work/ours.$s"

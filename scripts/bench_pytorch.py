@@ -40,7 +40,7 @@ class Model(nn.Module):
         for block in self.blocks:
             x = block(x)
         logits = F.linear(self.norm(x), self.words.weight)
-        return F.cross_entropy(logits.view(-1, VOCAB).float(), labels.view(-1))
+        return F.cross_entropy(logits.view(-1, VOCAB).float(), labels.reshape(-1))
 
 
 torch.manual_seed(1)

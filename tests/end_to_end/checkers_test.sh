@@ -44,8 +44,8 @@ layers core/base/str.h core/config/config.h &&
     layers core/model/gpt.c core/train/step.h &&
     layers core/data/loader.c core/checkpoint/format.h &&
     layers core/train/metrics.c tests/test.h &&
-    layers core/optim/lr_schedule.c optim/batch_schedule.h &&
-    layers core/optim/lr_schedule.c batch_schedule.h &&
+    layers core/optim/lr_schedule.c optim/loss_scale.h &&
+    layers core/optim/lr_schedule.c loss_scale.h &&
     planted newfolder/x.c 'int x;' check_layers 'belongs to no layer'
 result $? "every arrow of the layers is checked"
 
