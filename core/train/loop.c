@@ -6,6 +6,9 @@
 #include <math.h>
 #include <stdio.h>
 
+/* What a part of the loop returns. Data that cannot be used is the user's to mend, like a bad flag. */
+enum { GO_ON = 0, STOP = 1, FAILED = -1, BAD_INPUT = -2 };
+
 /* ---- reports ---- */
 
 static struct metrics_memory memory_of(const struct trainer *t) {
@@ -59,7 +62,7 @@ static int evaluate(struct trainer *t, struct loader *loader, const char *where,
     double loss_sum = 0, tokens = 0;
     uint64_t begin = clock_now_ns();
     for (int64_t i = 0; i < cfg->eval_iters; i++) {
-        if (step_evaluate(t, loader, cfg->eval_global_batch_size, &loss_sum, &tokens, err)) return -1;
+        if (step_evaluate(t, loader, cfg->eval_global_batch_size, &loss_sum, &tokens, err)) return BAD_INPUT;
         if (loader == t->valid_loader) t->state.consumed_valid_samples += cfg->eval_global_batch_size;
         if (signals_received()) break;
     }
@@ -79,7 +82,8 @@ static int save(struct trainer *t) {
     uint64_t begin = clock_now_ns();
     if (!t->cfg->save || t->last_saved_iteration == t->state.iteration) return 0;
     if (state_save(t, &err)) {
-        log_error("saving iteration %lld failed: %s", (long long)t->state.iteration, err.text);
+        log_error("saving iteration %lld failed: %s; the last good checkpoint is untouched",
+                  (long long)t->state.iteration, err.text);
         return -1;
     }
     double seconds = clock_seconds_since(begin);
@@ -145,7 +149,7 @@ static int trace_switch(struct trainer *t, struct err *err) {
 
 /* ---- the loop ---- */
 
-static int skip_iteration(struct trainer *t, int64_t batch_size) {
+static int skip_iteration(struct trainer *t, int64_t batch_size) { /* data is consumed, nothing is trained */
     struct train_state *s = &t->state;
     s->iteration++;
     s->consumed_samples += batch_size;
@@ -158,7 +162,7 @@ static int train_iteration(struct trainer *t, int64_t batch_size, struct err *er
     struct train_state *s = &t->state;
     struct step_result r;
     uint64_t begin = clock_now_ns();
-    if (step_run(t, batch_size, &r, err)) return -1;
+    if (step_run(t, batch_size, &r, err)) return BAD_INPUT;
     if (r.not_finite && t->cfg->on_nan == ON_NAN_ABORT) abort_on_nan(t, &r, batch_size);
     s->iteration++;
     s->consumed_samples += batch_size;
@@ -172,37 +176,35 @@ static int train(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
     while (t->state.iteration < cfg->train_iters) {
         int64_t batch_size = config_batch_size_at(cfg, t->state.consumed_samples);
-        if (trace_switch(t, err)) return -1;
-        if (is_skipped_iteration(t) ? skip_iteration(t, batch_size) : train_iteration(t, batch_size, err))
-            return -1;
-        if (eval_is_due(t) && evaluate(t, t->valid_loader, NULL, err)) return -1;
+        if (trace_switch(t, err)) return FAILED;
+        int status =
+            is_skipped_iteration(t) ? skip_iteration(t, batch_size) : train_iteration(t, batch_size, err);
+        if (status == GO_ON && eval_is_due(t)) status = evaluate(t, t->valid_loader, NULL, err);
+        if (status != GO_ON) return status;
         const char *stop = stop_reason(t);
         bool save_due = config_is_set(cfg, save_interval) && t->state.iteration % cfg->save_interval == 0;
-        if ((save_due || stop) && save(t))
-            return err_set(err, "see above; the last good checkpoint is untouched");
+        if ((save_due || stop) && save(t)) return FAILED;
         if (stop) {
             log_info("stopped after iteration %lld: %s", (long long)t->state.iteration, stop);
-            return 1;
+            return STOP;
         }
     }
-    return 0;
+    return GO_ON;
 }
 
 static int final_evaluations(struct trainer *t, struct err *err) {
-    if (t->cfg->eval_iters <= 0) return 0;
-    if (t->valid_loader && evaluate(t, t->valid_loader, "validation set", err)) return -1;
-    if (t->test_loader && evaluate(t, t->test_loader, "test set", err)) return -1;
-    return 0;
+    int status = GO_ON;
+    if (t->cfg->eval_iters <= 0) return GO_ON;
+    if (t->valid_loader) status = evaluate(t, t->valid_loader, "validation set", err);
+    if (status == GO_ON && t->test_loader) status = evaluate(t, t->test_loader, "test set", err);
+    return status;
 }
 
 int trainer_run(struct trainer *t) {
     struct err err = {{0}};
-    int status = t->cfg->skip_train ? 0 : train(t, &err);
-    if (status == 0 && !t->cfg->skip_train && save(t)) status = -1;
-    if (status == 0) status = final_evaluations(t, &err);
-    if (status < 0) {
-        if (err.text[0]) log_error("%s", err.text);
-        return STATUS_FAILED;
-    }
-    return STATUS_OK;
+    int status = t->cfg->skip_train ? GO_ON : train(t, &err);
+    if (status == GO_ON && !t->cfg->skip_train && save(t)) status = FAILED;
+    if (status == GO_ON) status = final_evaluations(t, &err);
+    if (err.text[0]) log_error("%s", err.text);
+    return status == BAD_INPUT ? STATUS_USAGE : status == FAILED ? STATUS_FAILED : STATUS_OK;
 }

@@ -55,3 +55,12 @@ is "no such data file" "$(status_of "$PRETRAIN" ${SMALL/--mock-data/--data-path 
 contains "is named" err "nowhere"
 is "--help" "$(status_of "$PRETRAIN" --help)" 0
 is "--version" "$(status_of "$PRETRAIN" --version)" 0
+
+# data that does not fit the model: status 2, naming file, document and id
+printf '1 2 3\n4 5 600\n' >ids.txt
+i=0
+while [ $i -lt 300 ]; do echo '{"text": "1 2 3 4 5 6 7 8 9 600 11 12"}'; i=$((i + 1)); done >ids.jsonl
+is "preprocess_data" "$(status_of "$B/preprocess_data" --input ids.jsonl --output-prefix ids --tokenizer-type NullTokenizer --vocab-size 1000)" 0
+is "a token id outside the vocabulary is status 2" \
+    "$(status_of "$PRETRAIN" ${SMALL/--mock-data/--data-path ids_text_document --tokenizer-type NullTokenizer --split 100,0,0})" 2
+contains "names file, document and id" err "ids_text_document" "document" "600"
