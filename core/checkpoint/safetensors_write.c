@@ -8,6 +8,8 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+enum { WRITE_BACK_BYTES = 32 << 20 };
+
 struct safetensors_entry {
     char *name;
     enum safetensors_dtype dtype;
@@ -101,6 +103,7 @@ struct safetensors_writer {
     char *path;
     int fd;
     uint64_t header_bytes, header_hash;
+    uint64_t unsynced; /* bytes written since writing back was last started */
 };
 
 static int write_at(struct safetensors_writer *w, uint64_t offset, const void *data, size_t bytes,
@@ -112,6 +115,11 @@ static int write_at(struct safetensors_writer *w, uint64_t offset, const void *d
             return err_set(err, "%s: cannot write at offset %llu: %s", w->path,
                            (unsigned long long)(offset + done), n ? strerror(errno) : "nothing was written");
         done += (size_t)n;
+    }
+    w->unsynced += bytes;
+    if (w->unsynced >= WRITE_BACK_BYTES) { /* the disk works while the next tensors are gathered */
+        sync_file_range(w->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+        w->unsynced = 0;
     }
     return 0;
 }
