@@ -145,6 +145,7 @@ int state_save(struct trainer *t, struct err *err) {
     checkpoint_set_extra(&state, "skipped_samples", (double)s->skipped_samples);
     checkpoint_set_extra(&state, "nan_iterations", (double)s->nan_iterations);
     checkpoint_set_extra(&state, "scheduled_samples", (double)s->scheduled_samples);
+    if (t->setup.tokenizer) checkpoint_set_extra(&state, "eod_id", (double)tokenizer_eod(t->setup.tokenizer));
     int count = list_tensors(t, !cfg->no_save_optim);
     if (checkpoint_save(cfg->save, &options, &model, t->tensors, count, &state, t->config_json.data, err))
         return -1;
