@@ -53,6 +53,8 @@ struct kernels {
     /* Bytes of the packed form of a k x n right-hand matrix, or 0 when this backend multiplies by the plain
      * matrix. */
     size_t (*gemm_packed_bytes)(enum dtype dtype, int64_t k, int64_t n);
+    /* Measures the peak FLOP/s of all threads on registers alone (about 10 ms); NULL: unknown. */
+    double (*peak_flops)(struct threads *threads, enum dtype dtype);
 };
 
 struct kernel_meter { /* what a meta run adds up */

@@ -148,6 +148,13 @@ static struct flops_shape flops_shape_of(const struct model *m) {
                                 .gated_linear_unit = activation_is_gated(m->activation)};
 }
 
+/* For the utilisation figures; 0 when nobody asks for them. */
+static double measured_peak(const struct trainer *t) {
+    const struct plan_request *r = &t->setup.plan.request;
+    if (!r->kernels->peak_flops || !(t->cfg->metrics_file || t->cfg->log_throughput)) return 0;
+    return r->kernels->peak_flops(t->setup.threads, r->model.dtype);
+}
+
 static int open_reports(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
     t->flops = flops_shape_of(&t->setup.plan.request.model);
@@ -166,6 +173,7 @@ static int open_reports(struct trainer *t, struct err *err) {
                                       .log_interval = cfg->log_interval,
                                       .tensorboard_log_interval = cfg->tensorboard_log_interval,
                                       .world_size = 1,
+                                      .peak_flops_per_rank = measured_peak(t),
                                       .log_throughput = cfg->log_throughput,
                                       .log_loss_scale_to_tensorboard = cfg->log_loss_scale_to_tensorboard,
                                       .log_world_size_to_tensorboard = cfg->log_world_size_to_tensorboard,

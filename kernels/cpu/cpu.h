@@ -32,3 +32,4 @@
 #include "kernels/kernels.def"
 #undef KERNEL
 size_t CPU(gemm_packed_bytes)(enum dtype dtype, int64_t k, int64_t n);
+double CPU(peak_flops)(struct threads *threads, enum dtype dtype);

@@ -20,4 +20,5 @@ void CPU(table)(struct kernels *table) {
 #include "kernels/kernels.def"
 #undef KERNEL
     if (CPU(gemm)) table->gemm_packed_bytes = CPU(gemm_packed_bytes);
+    table->peak_flops = CPU(peak_flops);
 }

@@ -20,42 +20,7 @@ static double now(void) {
 }
 
 /* ---- limits ---- */
-enum { PEAK_LOOPS = 4000, PEAK_CHUNKS = 64, PEAK_TRIES = 10 };
-
-#if defined(__x86_64__)
-/* Products on registers alone: 4 x 16 x 16 x 32 multiply-adds a turn. */
-static void tile_products(void *context, int64_t begin, int64_t end, int thread) {
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    (void)context, (void)thread;
-    for (int t = 0; t < 8; t++) config.row_bytes[t] = 64, config.rows[t] = 16;
-    __asm__ volatile("ldtilecfg %0" : : "m"(config));
-    for (int64_t i = begin; i < end; i++)
-        for (int n = 0; n < PEAK_LOOPS; n++)
-            __asm__ volatile("tdpbf16ps %tmm6, %tmm4, %tmm0\n\ttdpbf16ps %tmm7, %tmm4, %tmm1\n\t"
-                             "tdpbf16ps %tmm6, %tmm5, %tmm2\n\ttdpbf16ps %tmm7, %tmm5, %tmm3");
-    __asm__ volatile("tilerelease");
-}
-#endif
-
-static double tile_peak(struct threads *team) {
-    double best = 0;
-#if defined(__x86_64__)
-    if (!kernels_cpu_isa("amx")) return 0;
-    for (int i = 0; i < PEAK_TRIES; i++) {
-        double start = now();
-        threads_for(team, PEAK_CHUNKS, 1, tile_products, NULL);
-        double rate = PEAK_CHUNKS * (double)PEAK_LOOPS * 4 * 2 * 16 * 16 * 32 / (now() - start);
-        if (rate > best) best = rate;
-    }
-#else
-    (void)team;
-#endif
-    return best;
-}
+enum { COPY_TRIES = 10 };
 
 struct copy {
     char *to;
@@ -73,7 +38,7 @@ static double copy_bandwidth(struct threads *team) {
     enum { BYTES = 256 << 20 };
     struct copy copy = {mem_zalloc(BYTES, "copy"), mem_zalloc(BYTES, "copy")};
     double best = 0;
-    for (int i = 0; i < PEAK_TRIES; i++) {
+    for (int i = 0; i < COPY_TRIES; i++) {
         double start = now();
         threads_for(team, BYTES, 4 << 20, copy_chunk, &copy);
         double rate = 2.0 * BYTES / (now() - start);
@@ -179,7 +144,8 @@ int main(int argc, char **argv) {
         return 2;
     }
     struct threads *team = threads_open(count);
-    double peak = tile_peak(team);
+    bool has_tiles = !strcmp(kernels->backend, "cpu amx");
+    double peak = has_tiles ? kernels->peak_flops(team, DTYPE_BF16) : 0;
     setvbuf(stdout, NULL, _IOLBF, 0);
     printf("limit\tthreads %d\ttile peak %.2f TFLOP/s\tcopy %.1f GB/s\n", threads_count(team), peak * 1e-12,
            copy_bandwidth(team) * 1e-9);
@@ -188,7 +154,7 @@ int main(int argc, char **argv) {
         for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
             for (int use = FORWARD; use <= WEIGHT_GRADIENT; use++) {
                 double flops = 2.0 * (double)shapes[i].t * (double)shapes[i].in * (double)shapes[i].out;
-                bool tiles = dtypes[d] == DTYPE_BF16 && !strcmp(kernels->backend, "cpu amx");
+                bool tiles = dtypes[d] == DTYPE_BF16 && has_tiles;
                 if (flops > (tiles ? 2e12 : 4e10)) continue;
                 measure(kernels, team, &shapes[i], (enum use)use, dtypes[d], seconds, peak);
             }
