@@ -69,8 +69,8 @@ static size_t carve(struct buffers *f, const struct problem *p, uintptr_t at) {
 
 static void pack_group(const struct problem *p, struct buffers *f, int64_t kv) {
     const struct attention_shape *z = &p->z;
-    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d};
-    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d};
+    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d, false};
+    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d, false};
     f->keys = p->direct ? k.p : f->k;
     f->values = p->direct ? v.p : f->v;
     for (int64_t row = 0; row < p->s; row += 32) {
@@ -102,9 +102,9 @@ static void pack_head(const struct problem *p, struct buffers *f, int64_t batch,
     const struct attention_shape *z = &p->z;
     int64_t row = (batch * z->a + head) * z->s, step = z->b * z->a * z->d,
             first = (batch * z->a + head) * z->d;
-    struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d};
-    struct rows16 d_o = {(const uint16_t *)p->args->d_o + first, step, z->s, z->d};
-    struct rows16 o = {(const uint16_t *)p->args->o + first, step, z->s, z->d};
+    struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d, false};
+    struct rows16 d_o = {(const uint16_t *)p->args->d_o + first, step, z->s, z->d, false};
+    struct rows16 o = {(const uint16_t *)p->args->o + first, step, z->s, z->d, false};
     for (int64_t i = 0; i < p->s; i += 32) {
         for (int64_t col = 0; col < p->d; col += 32) {
             for (int64_t half = i; half < i + 32; half += 16) {

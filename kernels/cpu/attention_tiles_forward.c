@@ -63,8 +63,8 @@ static void carve(struct buffers *f, const struct problem *p, char *at) {
 static void pack_keys_values(const struct problem *p, struct buffers *f, int64_t kv, int64_t keys) {
     const struct attention_shape *z = &p->z;
     int64_t d = p->d_padded;
-    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d};
-    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d};
+    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d, false};
+    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d, false};
     f->keys = p->direct ? k.p : f->k;
     for (int64_t row = 0; row < keys; row += 32) {
         for (int64_t col = 0; col < d; col += 32) {
@@ -217,7 +217,7 @@ static void forward_queries(const struct problem *p, struct buffers *f, int64_t 
     const struct attention_shape *z = &p->z;
     int64_t row = (batch * z->a + head) * z->s, d = p->d_padded;
     int64_t chunks = (p->args->causal ? query : p->s_padded - CHUNK) / CHUNK + 1;
-    struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d};
+    struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d, false};
     uint64_t first_element = (uint64_t)((row + query) * z->s);
     for (int64_t col = 0; col < d; col += 32) {
         pack_right_transposed(f->q + col / 32 * TILE, &q, query, col);
