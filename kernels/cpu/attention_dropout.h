@@ -9,10 +9,18 @@ struct dropout {
     struct rng_key key;
     uint32_t threshold; /* 0: no dropout */
     float keep_scale;   /* 1 / (1 - p) */
+    uint64_t round_keys[10][2];
 };
 
 static inline struct dropout dropout_make(struct rng_key key, float p) {
-    return (struct dropout){key, p > 0 ? rng_drop_threshold(p) : 0, 1.0f / (1.0f - p)};
+    struct dropout drop = {
+        .key = key, .threshold = p > 0 ? rng_drop_threshold(p) : 0, .keep_scale = 1.0f / (1.0f - p)};
+    uint32_t k0 = key.seed, k1 = key.iteration;
+    for (int round = 0; round < 10; round++) {
+        drop.round_keys[round][0] = k0, drop.round_keys[round][1] = k1;
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+    return drop;
 }
 
 /* 32 queries side by side: the counter of each, and where in its counter each starts: at[o] has the lanes
@@ -24,15 +32,14 @@ enum {
 }; /* even and odd lanes of both halves: independent work that hides the latency of a round */
 
 struct dropout_lanes {
-    __m512i counter[DROPOUT_CHAINS], keys[10][2];
+    __m512i counter[DROPOUT_CHAINS];
     uint32_t at[4];
 };
 
-static inline void dropout_lanes(struct dropout_lanes *x, const struct dropout *drop, uint64_t first,
-                                 uint64_t lane_step) {
+static inline void dropout_lanes(struct dropout_lanes *x, uint64_t first, uint64_t lane_step) {
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), three = _mm512_set1_epi64(3);
     const __m512i lanes = _mm512_mullo_epi64(_mm512_set1_epi64((int64_t)lane_step), order);
-    uint32_t k0 = drop->key.seed, k1 = drop->key.iteration, starts[DROPOUT_CHAINS][4];
+    uint32_t starts[DROPOUT_CHAINS][4];
     for (int i = 0; i < DROPOUT_CHAINS; i++) {
         uint64_t start = first + (uint64_t)(i / 2 * 16 + i % 2) * lane_step;
         __m512i element = _mm512_add_epi64(lanes, _mm512_set1_epi64((int64_t)start));
@@ -44,10 +51,6 @@ static inline void dropout_lanes(struct dropout_lanes *x, const struct dropout *
     for (int o = 0; o < 4; o++) {
         x->at[o] = _pdep_u32(starts[0][o] | starts[2][o] << 8, 0x55555555) |
                    _pdep_u32(starts[1][o] | starts[3][o] << 8, 0xAAAAAAAA);
-    }
-    for (int round = 0; round < 10; round++) {
-        x->keys[round][0] = _mm512_set1_epi64(k0), x->keys[round][1] = _mm512_set1_epi64(k1);
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
 }
 
@@ -71,8 +74,9 @@ static inline void dropout_words(const struct dropout *drop, const struct dropou
     }
 #pragma GCC unroll 1
     for (int round = 0; round < 10; round++) {
-        for (int i = 0; i < DROPOUT_CHAINS; i++)
-            c[i] = philox_round(c[i], x->keys[round][0], x->keys[round][1]);
+        __m512i k0 = _mm512_set1_epi64((int64_t)drop->round_keys[round][0]);
+        __m512i k1 = _mm512_set1_epi64((int64_t)drop->round_keys[round][1]);
+        for (int i = 0; i < DROPOUT_CHAINS; i++) c[i] = philox_round(c[i], k0, k1);
     }
     mask[0] = dropout_compare(c[0].c0, c[1].c0, c[2].c0, c[3].c0, threshold);
     mask[1] = dropout_compare(c[0].c1, c[1].c1, c[2].c1, c[3].c1, threshold);
@@ -87,9 +91,7 @@ struct dropout_lanes {
     uint32_t at[4];
 };
 
-static inline void dropout_lanes(struct dropout_lanes *x, const struct dropout *drop, uint64_t first,
-                                 uint64_t lane_step) {
-    (void)drop;
+static inline void dropout_lanes(struct dropout_lanes *x, uint64_t first, uint64_t lane_step) {
     memset(x->at, 0, sizeof(x->at));
     for (int i = 0; i < DROPOUT_LANES; i++) {
         uint64_t element = first + (uint64_t)i * lane_step;
@@ -100,19 +102,19 @@ static inline void dropout_lanes(struct dropout_lanes *x, const struct dropout *
 
 static inline void dropout_words(const struct dropout *drop, const struct dropout_lanes *x, int64_t add,
                                  uint32_t mask[4]) {
-    uint32_t c[4][DROPOUT_LANES], k0 = drop->key.seed, k1 = drop->key.iteration;
+    uint32_t c[4][DROPOUT_LANES];
     for (int i = 0; i < DROPOUT_LANES; i++) {
         uint64_t counter = x->counter[i] + (uint64_t)add;
         c[0][i] = (uint32_t)counter, c[1][i] = (uint32_t)(counter >> 32);
         c[2][i] = drop->key.micro_batch, c[3][i] = (uint32_t)drop->key.layer << 16 | drop->key.op;
     }
     for (int round = 0; round < 10; round++) {
+        uint32_t k0 = (uint32_t)drop->round_keys[round][0], k1 = (uint32_t)drop->round_keys[round][1];
         SIMD_LOOP for (int i = 0; i < DROPOUT_LANES; i++) {
             uint64_t p0 = (uint64_t)0xD2511F53u * c[0][i], p1 = (uint64_t)0xCD9E8D57u * c[2][i];
             c[0][i] = (uint32_t)(p1 >> 32) ^ c[1][i] ^ k0, c[2][i] = (uint32_t)(p0 >> 32) ^ c[3][i] ^ k1;
             c[1][i] = (uint32_t)p1, c[3][i] = (uint32_t)p0;
         }
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
     }
     for (int w = 0; w < 4; w++) {
         mask[w] = 0;
@@ -127,7 +129,7 @@ static inline void dropout_mask(const struct dropout *drop, uint64_t first, uint
     struct dropout_lanes lanes;
     uint32_t words[8];
     const uint32_t *at = lanes.at;
-    dropout_lanes(&lanes, drop, first, lane_step);
+    dropout_lanes(&lanes, first, lane_step);
     if (at[0] == UINT32_MAX) {
         for (int64_t row = 0; row < rows; row += 4) dropout_words(drop, &lanes, row / 4, keep + row);
         return;

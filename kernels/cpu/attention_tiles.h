@@ -4,8 +4,8 @@
  * bf16, as a sum [16, 16] float. Operands are packed tile after tile, so that a tile load walks 16
  * neighbouring lines.
  *
- * Tile instructions and vector instructions run side by side on one core: a loop that starts the products of
- * chunk n + 1 before the exponentials of chunk n hides the shorter of the two. */
+ * A tile product keeps one of the two vector ports busy, so tile and vector work mostly add up (measured: 8
+ * products and 64 exponentials of 16 take as long together as apart): both are to be kept few. */
 #include "kernels/cpu/cpu.h"
 #include <stdbool.h>
 
@@ -14,6 +14,16 @@
 static inline bool attention_fits_tiles(float scale, enum dtype dtype) {
     return dtype == DTYPE_BF16 && scale > 0.0f;
 }
+
+/* The kernels of the unfused chain on tiles: attention_unfused.c calls them for bf16. */
+#define TILES_KERNEL(name)                                                                                   \
+    size_t CPU(name##_tiles_workspace)(const struct stream *stream, const struct name##_args *args);         \
+    void CPU(name##_tiles)(const struct stream *stream, const struct name##_args *args);
+TILES_KERNEL(attention_scores_forward)
+TILES_KERNEL(attention_scores_backward)
+TILES_KERNEL(attention_context_forward)
+TILES_KERNEL(attention_context_backward)
+#undef TILES_KERNEL
 
 size_t CPU(attention_tiles_forward_workspace)(const struct stream *stream,
                                               const struct attention_forward_args *args);
@@ -136,11 +146,17 @@ static inline __attribute__((always_inline)) void transpose16(__m512i r[16]) {
     }
 }
 
-/* Rows of bf16 in memory; rows from `rows` on and columns from `cols` on read as zero. */
+/* Rows of bf16 in memory; rows from `rows` on and columns from `cols` on, when causal also those right of the
+ * diagonal, read as zero. */
 struct rows16 {
     const uint16_t *p;
     int64_t step, rows, cols;
+    bool causal;
 };
+
+static inline int64_t row_cols(const struct rows16 *x, int64_t row) {
+    return x->causal && row + 1 < x->cols ? row + 1 : x->cols;
+}
 
 /* Left tiles [s/16][d/32] need no packing when every row is whole: they are loaded where they lie. */
 static inline bool lies_in_tiles(const void *p, const struct attention_shape *z) {
@@ -156,7 +172,7 @@ static inline struct tiles left_tiles(const uint16_t *p, int64_t row, int64_t d_
 
 /* 32 columns of one row, from column `col`. */
 static inline __m512i load_row32(const struct rows16 *x, int64_t row, int64_t col) {
-    int64_t left = row < x->rows ? x->cols - col : 0;
+    int64_t left = row < x->rows ? row_cols(x, row) - col : 0;
     if (left >= 32) return _mm512_loadu_si512(x->p + row * x->step + col);
     if (left <= 0) return _mm512_setzero_si512();
     return _mm512_maskz_loadu_epi16((__mmask32)((1u << left) - 1), x->p + row * x->step + col);
@@ -165,7 +181,7 @@ static inline __m512i load_row32(const struct rows16 *x, int64_t row, int64_t co
 /* Rows row, row + every, ... of columns col..col+31; most blocks are whole and need no test per row. */
 static inline __attribute__((always_inline)) void load_rows16(__m512i r[16], const struct rows16 *x,
                                                               int64_t row, int64_t col, int64_t every) {
-    if (row + 15 * every < x->rows && col + 32 <= x->cols) {
+    if (row + 15 * every < x->rows && col + 32 <= row_cols(x, row)) {
         for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(x->p + (row + i * every) * x->step + col);
     } else {
         for (int i = 0; i < 16; i++) r[i] = load_row32(x, row + i * every, col);
@@ -174,7 +190,9 @@ static inline __attribute__((always_inline)) void load_rows16(__m512i r[16], con
 
 /* The left-factor tile of rows row..row+15, columns col..col+31. */
 static inline void pack_left(uint16_t *tile, const struct rows16 *x, int64_t row, int64_t col) {
-    for (int r = 0; r < 16; r++) _mm512_store_si512(tile + r * 32, load_row32(x, row + r, col));
+    __m512i r[16];
+    load_rows16(r, x, row, col, 1);
+    for (int i = 0; i < 16; i++) _mm512_store_si512(tile + i * 32, r[i]);
 }
 
 /* The right-factor tile of the transpose: depth runs over columns, across over rows. */

@@ -33,16 +33,17 @@ static struct problem make_problem(const struct attention_backward_args *args) {
 }
 
 struct buffers {
-    const uint16_t *keys, *values;            /* f->k and f->v, or the tensors themselves */
-    uint16_t *k, *v, *k_t;                    /* left tiles: k, v [s/16][d/32]; k transposed [s/32][d/16] */
-    uint16_t *q_t, *do_t;                     /* right tiles of the transposes [s/16][d/32] */
-    uint16_t *q, *d_o;                        /* right tiles [s/32][d/16] */
-    uint16_t *probs, *dscores;                /* left tiles of a row of chunks [2][CHUNKS] */
-    uint16_t *dscores_q;                      /* right tiles of a block [CHUNKS keys][CHUNKS queries][2] */
-    float *dk, *dv;                           /* [s, d] */
-    float *dq;                                /* [s/32][d, 32 queries in the order of query_at] */
-    float *chunk_scores[2], *chunk_dprobs[2]; /* [32 keys, 32 queries] */
-    float *lse, *delta;                       /* [s]; lse to base 2 */
+    const uint16_t *keys, *values; /* f->k and f->v, or the tensors themselves */
+    uint16_t *k, *v, *k_t;         /* left tiles: k, v [s/16][d/32]; k transposed [s/32][d/16] */
+    uint16_t *q_t, *do_t;          /* right tiles of the transposes [s/16][d/32] */
+    uint16_t *q, *d_o;             /* right tiles [s/32][d/16] */
+    uint16_t *probs, *dscores;     /* left tiles of a row of chunks [2][CHUNKS] */
+    uint16_t *dscores_q;           /* right tiles of a block [CHUNKS keys][CHUNKS queries][2] */
+    float *dk, *dv;                /* [s, d] */
+    float *dq;                     /* [s/32][d, 32 queries in the order of query_at] */
+    float *scores, *dprobs;        /* of a row of chunks: [CHUNKS][32 keys, 32 queries] */
+    uint32_t *keep;                /* dropout masks of a block [CHUNKS queries][BLOCK keys] */
+    float *lse, *delta;            /* [s]; lse to base 2 */
 };
 
 /* Cuts `f` out of the memory at address `at` and returns the bytes used; address 0 only measures. */
@@ -58,10 +59,9 @@ static size_t carve(struct buffers *f, const struct problem *p, uintptr_t at) {
     f->probs = (uint16_t *)(at + used), used += row * 2;
     f->dscores = (uint16_t *)(at + used), used += row * 2;
     f->dscores_q = (uint16_t *)(at + used), used += CHUNKS * row * 2;
-    for (int i = 0; i < 2; i++) {
-        f->chunk_scores[i] = (float *)(at + used), used += CHUNK_SUM * 4;
-        f->chunk_dprobs[i] = (float *)(at + used), used += CHUNK_SUM * 4;
-    }
+    f->scores = (float *)(at + used), used += CHUNKS * CHUNK_SUM * 4;
+    f->dprobs = (float *)(at + used), used += CHUNKS * CHUNK_SUM * 4;
+    f->keep = (uint32_t *)(at + used), used += CHUNKS * BLOCK * 4;
     f->lse = (float *)(at + used), used += (size_t)p->s * 4;
     f->delta = (float *)(at + used), used += (size_t)p->s * 4;
     return used;
@@ -69,8 +69,8 @@ static size_t carve(struct buffers *f, const struct problem *p, uintptr_t at) {
 
 static void pack_group(const struct problem *p, struct buffers *f, int64_t kv) {
     const struct attention_shape *z = &p->z;
-    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d};
-    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d};
+    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d, false};
+    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d, false};
     f->keys = p->direct ? k.p : f->k;
     f->values = p->direct ? v.p : f->v;
     for (int64_t row = 0; row < p->s; row += 32) {
@@ -102,9 +102,9 @@ static void pack_head(const struct problem *p, struct buffers *f, int64_t batch,
     const struct attention_shape *z = &p->z;
     int64_t row = (batch * z->a + head) * z->s, step = z->b * z->a * z->d,
             first = (batch * z->a + head) * z->d;
-    struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d};
-    struct rows16 d_o = {(const uint16_t *)p->args->d_o + first, step, z->s, z->d};
-    struct rows16 o = {(const uint16_t *)p->args->o + first, step, z->s, z->d};
+    struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d, false};
+    struct rows16 d_o = {(const uint16_t *)p->args->d_o + first, step, z->s, z->d, false};
+    struct rows16 o = {(const uint16_t *)p->args->o + first, step, z->s, z->d, false};
     for (int64_t i = 0; i < p->s; i += 32) {
         for (int64_t col = 0; col < p->d; col += 32) {
             for (int64_t half = i; half < i + 32; half += 16) {
@@ -127,14 +127,15 @@ struct chunk {
     int64_t key, query;
 };
 
-static void chunk_products(const struct problem *p, const struct buffers *f, struct chunk c, int buffer) {
+static void chunk_products(const struct problem *p, const struct buffers *f, struct chunk c) {
     int64_t d = p->d;
     struct tiles keys = left_tiles(f->keys, c.key, d, p->direct);
     struct tiles values = left_tiles(f->values, c.key, d, p->direct);
     struct tiles queries = {f->q_t + c.query * d, 16 * d, TILE, 0},
                  outs = {f->do_t + c.query * d, 16 * d, TILE, 0};
-    tiles_product(f->chunk_scores[buffer], 16, 16 * CHUNK, CHUNK, keys, queries, d / 32, false);
-    tiles_product(f->chunk_dprobs[buffer], 16, 16 * CHUNK, CHUNK, values, outs, d / 32, false);
+    int64_t sums = c.query % BLOCK * CHUNK;
+    tiles_product(f->scores + sums, 16, 16 * CHUNK, CHUNK, keys, queries, d / 32, false);
+    tiles_product(f->dprobs + sums, 16, 16 * CHUNK, CHUNK, values, outs, d / 32, false);
 }
 
 /* What the inner loop keeps in registers, for 16 queries each. */
@@ -187,10 +188,9 @@ static inline int query_at(int t, int c) {
     return c / 4 * 8 + t * 4 + c % 4;
 }
 
-static void chunk_vectors(const struct problem *p, struct buffers *f, struct chunk c, int buffer,
-                          int64_t head_row) {
-    float *scores = f->chunk_scores[buffer];
-    const float *dprobs = f->chunk_dprobs[buffer];
+static void chunk_vectors(const struct problem *p, struct buffers *f, struct chunk c) {
+    float *scores = f->scores + c.query % BLOCK * CHUNK;
+    const float *dprobs = f->dprobs + c.query % BLOCK * CHUNK;
     int64_t column = c.query % BLOCK / CHUNK;
     uint16_t *probs = f->probs + column * TILE, *dscores = f->dscores + column * TILE;
     uint16_t *dscores_q = f->dscores_q + (c.key % BLOCK / CHUNK * CHUNKS + column) * 2 * TILE;
@@ -201,9 +201,7 @@ static void chunk_vectors(const struct problem *p, struct buffers *f, struct chu
     }
     mask_scores(scores, p->z.s, p->args->causal, c.query, c.key);
     if (p->dropout.threshold) {
-        uint32_t keep[CHUNK];
-        uint64_t first = (uint64_t)((head_row + c.query) * p->z.s + c.key);
-        dropout_mask(&p->dropout, first, (uint64_t)p->z.s, CHUNK, keep);
+        const uint32_t *keep = f->keep + column * BLOCK + c.key % BLOCK;
         chunk_gradients(&x, scores, dprobs, keep, probs, dscores, dscores_q);
     } else {
         chunk_gradients(&x, scores, dprobs, NULL, probs, dscores, dscores_q);
@@ -235,18 +233,6 @@ static void query_products(const struct problem *p, struct buffers *f, int64_t k
     }
 }
 
-/* The chunk after c, row of keys by row, within the block at (key, query); false after the last. */
-static bool next_chunk(const struct problem *p, int64_t key_end, int64_t query, int64_t query_end,
-                       struct chunk *c) {
-    if (c->query + CHUNK < query_end) {
-        c->query += CHUNK;
-        return true;
-    }
-    c->key += CHUNK;
-    c->query = p->args->causal && c->key > query ? c->key : query;
-    return c->key < key_end;
-}
-
 static int64_t min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -254,17 +240,16 @@ static int64_t min_i64(int64_t a, int64_t b) {
 static void backward_block(const struct problem *p, struct buffers *f, int64_t key, int64_t query,
                            int64_t head_row) {
     int64_t key_end = min_i64(key + BLOCK, p->s), query_end = min_i64(query + BLOCK, p->s);
-    struct chunk c = {key, query}, next = c;
-    bool more = true;
-    chunk_products(p, f, c, 0);
-    for (int buffer = 0; more; buffer = !buffer) {
-        c = next;
-        more = next_chunk(p, key_end, query, query_end, &next);
-        if (more) chunk_products(p, f, next, !buffer);
-        chunk_vectors(p, f, c, buffer, head_row);
-        if (c.query + CHUNK < query_end) continue;
-        int64_t first = p->args->causal && c.key > query ? c.key : query;
-        key_products(p, f, c.key, first, (query_end - first) / CHUNK);
+    for (int64_t i = query; i < query_end && p->dropout.threshold; i += CHUNK) {
+        int64_t last = p->args->causal ? min_i64(key_end, i + CHUNK) : key_end;
+        dropout_mask(&p->dropout, (uint64_t)((head_row + i) * p->z.s + key), (uint64_t)p->z.s, last - key,
+                     f->keep + i % BLOCK / CHUNK * BLOCK);
+    }
+    for (int64_t j = key; j < key_end; j += CHUNK) {
+        int64_t first = p->args->causal && j > query ? j : query;
+        for (int64_t i = first; i < query_end; i += CHUNK) chunk_products(p, f, (struct chunk){j, i});
+        for (int64_t i = first; i < query_end; i += CHUNK) chunk_vectors(p, f, (struct chunk){j, i});
+        key_products(p, f, j, first, (query_end - first) / CHUNK);
     }
     for (int64_t i = query; i < query_end; i += CHUNK) {
         int64_t last = p->args->causal ? min_i64(key_end, i + CHUNK) : key_end;

@@ -45,6 +45,7 @@ struct buffers {
     float *scores[2];     /* [CHUNK keys, CHUNK queries] */
     float *out;           /* [d, CHUNK queries] */
     __m512 max[2], sum[2];
+    uint32_t keep[GROUP_CHUNKS * CHUNK]; /* dropout masks, per key, of a group of chunks */
 };
 
 static size_t buffer_bytes(const struct problem *p) {
@@ -62,8 +63,8 @@ static void carve(struct buffers *f, const struct problem *p, char *at) {
 static void pack_keys_values(const struct problem *p, struct buffers *f, int64_t kv, int64_t keys) {
     const struct attention_shape *z = &p->z;
     int64_t d = p->d_padded;
-    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d};
-    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d};
+    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d, false};
+    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d, false};
     f->keys = p->direct ? k.p : f->k;
     for (int64_t row = 0; row < keys; row += 32) {
         for (int64_t col = 0; col < d; col += 32) {
@@ -154,8 +155,7 @@ static inline __attribute__((always_inline)) void exponentials(const struct prob
     }
 }
 
-static void softmax_chunk(const struct problem *p, struct buffers *f, int64_t chunk, int64_t query,
-                          uint64_t first_element) {
+static void softmax_chunk(const struct problem *p, struct buffers *f, int64_t chunk, int64_t query) {
     float *scores = f->scores[chunk % 2];
     int64_t key = chunk * CHUNK;
     __m512 top[2];
@@ -168,9 +168,7 @@ static void softmax_chunk(const struct problem *p, struct buffers *f, int64_t ch
     }
     uint16_t *probs = f->probs + chunk % GROUP_CHUNKS * 2 * TILE;
     if (p->dropout.threshold) {
-        uint32_t keep[CHUNK];
-        dropout_mask(&p->dropout, first_element + (uint64_t)key, (uint64_t)p->z.s, CHUNK, keep);
-        exponentials(p, f, scores, probs, keep);
+        exponentials(p, f, scores, probs, f->keep + chunk % GROUP_CHUNKS * CHUNK);
     } else {
         exponentials(p, f, scores, probs, NULL);
     }
@@ -205,12 +203,21 @@ static void write_queries(const struct problem *p, struct buffers *f, int64_t ba
     for (int64_t i = 0; i < CHUNK && query + i < z->s; i++) lse[i] = max[i] * 0.693147181f + logf(sum[i]);
 }
 
+/* The dropout masks of a group of chunks at once: starting the counters costs as much as four rounds. */
+static void drop_group(const struct problem *p, struct buffers *f, int64_t chunk, int64_t chunks,
+                       uint64_t first_element) {
+    int64_t left = chunks - chunk < GROUP_CHUNKS ? chunks - chunk : GROUP_CHUNKS;
+    if (!p->dropout.threshold) return;
+    dropout_mask(&p->dropout, first_element + (uint64_t)(chunk * CHUNK), (uint64_t)p->z.s, left * CHUNK,
+                 f->keep);
+}
+
 static void forward_queries(const struct problem *p, struct buffers *f, int64_t batch, int64_t head,
                             int64_t query) {
     const struct attention_shape *z = &p->z;
     int64_t row = (batch * z->a + head) * z->s, d = p->d_padded;
     int64_t chunks = (p->args->causal ? query : p->s_padded - CHUNK) / CHUNK + 1;
-    struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d};
+    struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d, false};
     uint64_t first_element = (uint64_t)((row + query) * z->s);
     for (int64_t col = 0; col < d; col += 32) {
         pack_right_transposed(f->q + col / 32 * TILE, &q, query, col);
@@ -220,8 +227,9 @@ static void forward_queries(const struct problem *p, struct buffers *f, int64_t 
     f->sum[0] = f->sum[1] = _mm512_setzero_ps();
     score_products(p, f, 0);
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        if (chunk % GROUP_CHUNKS == 0) drop_group(p, f, chunk, chunks, first_element);
         if (chunk + 1 < chunks) score_products(p, f, chunk + 1);
-        softmax_chunk(p, f, chunk, query, first_element);
+        softmax_chunk(p, f, chunk, query);
         if ((chunk + 1) % GROUP_CHUNKS == 0 || chunk + 1 == chunks) {
             value_products(p, f, chunk / GROUP_CHUNKS * GROUP_CHUNKS, chunk % GROUP_CHUNKS + 1);
         }

@@ -1,9 +1,11 @@
-/* The matrix products of the unfused chain in float32 arithmetic, for every dtype. A task is one batch row
+/* The matrix products of the unfused chain in float32 arithmetic, for every dtype (in the amx copy
+ * bf16 goes to attention_tiles_unfused.c). A task is one batch row
  * and one key/value group, its query heads in order; a head is walked in strips of 32 queries, whose scores
  * (or their gradients) are unpacked to float32. Four products do it all, with X a strip [32, keys]:
  *
  *     scores, dprobs: X = left right^T    context, dq: out = X right    dv, dk: sums += X^T left */
 #include "kernels/cpu/attention_blocks.h"
+#include "kernels/cpu/attention_tiles.h"
 
 enum { STRIP = BLOCK_LANES };
 
@@ -249,10 +251,15 @@ static void context_backward_task(void *context, int64_t begin, int64_t end, int
 #define UNFUSED(name, task)                                                                                  \
     size_t CPU(name##_workspace)(const struct stream *stream, const struct name##_args *args) {              \
         struct problem p = make_problem(args->shape, args->causal, args->dtype);                             \
+        if (CPU_ISA_amx && args->dtype == DTYPE_BF16) return CPU(name##_tiles_workspace)(stream, args);      \
         return workspace_bytes(stream, &p);                                                                  \
     }                                                                                                        \
     void CPU(name)(const struct stream *stream, const struct name##_args *args) {                            \
-        run(stream, make_problem(args->shape, args->causal, args->dtype), args, task);                       \
+        struct problem p = make_problem(args->shape, args->causal, args->dtype);                             \
+        if (CPU_ISA_amx && args->dtype == DTYPE_BF16)                                                        \
+            CPU(name##_tiles)(stream, args);                                                                 \
+        else                                                                                                 \
+            run(stream, p, args, task);                                                                      \
     }
 UNFUSED(attention_scores_forward, scores_forward_task)
 UNFUSED(attention_scores_backward, scores_backward_task)
