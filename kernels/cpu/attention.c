@@ -5,7 +5,6 @@
 #include "kernels/cpu/attention_blocks.h"
 #include "kernels/cpu/attention_dropout.h"
 #include "kernels/cpu/attention_tiles.h"
-#include "kernels/cpu/math.h"
 #include <math.h>
 
 enum {
@@ -49,15 +48,23 @@ static bool lane_counts(const struct problem *p, const struct block *b, int64_t 
     return b->key + j < p->z.s && (!p->causal || b->key + j <= b->query + i);
 }
 
-/* scores = scale * (product), with -infinity where there is none. */
-static void scale_and_mask(const struct problem *p, const struct block *b, float *scores) {
-    for (int64_t n = 0; n < b->rows * QUERIES; n++) scores[n] *= p->scale;
+/* Scores that do not count become -infinity. */
+static void mask_block(const struct problem *p, const struct block *b, float *scores) {
     if (!needs_mask(p, b)) return;
     for (int64_t j = 0; j < b->rows; j++) {
         for (int i = 0; i < QUERIES; i++) {
             if (!lane_counts(p, b, j, i)) scores[j * QUERIES + i] = -INFINITY;
         }
     }
+}
+
+/* Queries are unpacked times the scale: their products with keys are then the scores, and those with the
+ * gradients of the scores are dk. */
+static void load_queries(const struct problem *p, float *q, const void *src, int64_t row, int64_t rows_padded,
+                         int64_t rows) {
+    const struct attention_shape *z = &p->z;
+    pack_rows(q, rows_padded, p->d_padded, dtype_at(src, p->dtype, row * z->d), z->d, rows, z->d, p->dtype);
+    for (int64_t n = 0; n < rows * p->d_padded; n++) q[n] *= p->scale;
 }
 
 static int64_t keys_of(const struct problem *p, int64_t query) {
@@ -69,13 +76,10 @@ static uint64_t first_element(const struct problem *p, int64_t batch, int64_t he
 }
 
 /* keep[rows, QUERIES]: 0 or 1 / (1 - p). */
-static void dropout_factors(const struct problem *p, float *keep, uint64_t first, int64_t rows) {
+static void drop_block(const struct problem *p, float *keep, uint64_t first, int64_t rows) {
     uint32_t bits[KEYS];
     dropout_mask(&p->drop, first, (uint64_t)p->z.s, round_up(rows, 4), bits);
-    for (int64_t j = 0; j < rows; j++) {
-        for (int i = 0; i < QUERIES; i++)
-            keep[j * QUERIES + i] = bits[j] >> i & 1 ? p->drop.keep_scale : 0.0f;
-    }
+    for (int64_t j = 0; j < rows; j++) dropout_factors(&p->drop, bits[j], keep + j * QUERIES);
 }
 
 /* ---- forward ---- */
@@ -105,17 +109,38 @@ static struct forward_buffers forward_carve(const struct problem *p, float *at) 
 /* Raises the running maximum to that of the block and rescales what was summed so far. */
 static void raise_max(const struct problem *p, struct forward_buffers *f, const struct block *b) {
     float max[QUERIES], shrink[QUERIES];
+    bool same = true;
     memcpy(max, f->max, sizeof(max));
     for (int64_t j = 0; j < b->rows; j++) {
         const float *row = f->scores + j * QUERIES;
-        for (int i = 0; i < QUERIES; i++) max[i] = row[i] > max[i] ? row[i] : max[i];
+        SIMD_LOOP for (int i = 0; i < QUERIES; i++) max[i] = row[i] > max[i] ? row[i] : max[i];
     }
-    for (int i = 0; i < QUERIES; i++) shrink[i] = math_exp(f->max[i] - max[i]);
-    for (int i = 0; i < QUERIES; i++) f->sum[i] *= shrink[i];
-    for (int64_t n = 0; n < p->d_padded && b->key; n++) {
-        for (int i = 0; i < QUERIES; i++) f->out[n * QUERIES + i] *= shrink[i];
+    for (int i = 0; i < QUERIES; i++) {
+        shrink[i] = math_exp(f->max[i] - max[i]);
+        f->sum[i] *= shrink[i];
+        same = same && shrink[i] == 1.0f;
     }
     memcpy(f->max, max, sizeof(max));
+    if (same || !b->key) return;
+    for (int64_t n = 0; n < p->d_padded; n++) {
+        SIMD_LOOP for (int i = 0; i < QUERIES; i++) f->out[n * QUERIES + i] *= shrink[i];
+    }
+}
+
+/* scores become probabilities times a common factor; sums grow by them before dropout. */
+static void exponentials(const struct problem *p, struct forward_buffers *f, int64_t rows) {
+    float max[QUERIES], sum[QUERIES]; /* local: nothing aliases them */
+    memcpy(max, f->max, sizeof(max));
+    memcpy(sum, f->sum, sizeof(sum));
+    for (int64_t j = 0; j < rows; j++) {
+        float *row = f->scores + j * QUERIES;
+        SIMD_LOOP for (int i = 0; i < QUERIES; i++) {
+            row[i] = math_exp(row[i] - max[i]);
+            sum[i] += row[i];
+        }
+    }
+    memcpy(f->sum, sum, sizeof(sum));
+    for (int64_t n = 0; n < rows * QUERIES && p->drop.threshold; n++) f->scores[n] *= f->keep[n];
 }
 
 static void forward_block(const struct problem *p, struct forward_buffers *f, const struct block *b,
@@ -123,18 +148,10 @@ static void forward_block(const struct problem *p, struct forward_buffers *f, co
     int64_t rows = round_up(b->rows, BLOCK_ROWS);
     struct left keys = {f->k + b->key * p->d_padded, p->d_padded, 1};
     block_product(f->scores, QUERIES, keys, f->q_t, QUERIES, rows, QUERIES, p->d_padded, false);
-    scale_and_mask(p, b, f->scores);
+    mask_block(p, b, f->scores);
     raise_max(p, f, b);
-    if (p->drop.threshold) dropout_factors(p, f->keep, first, b->rows);
-    for (int64_t j = 0; j < b->rows; j++) {
-        float *row = f->scores + j * QUERIES;
-#pragma omp simd
-        for (int i = 0; i < QUERIES; i++) {
-            row[i] = math_exp(row[i] - f->max[i]);
-            f->sum[i] += row[i];
-        }
-        for (int i = 0; i < QUERIES && p->drop.threshold; i++) row[i] *= f->keep[j * QUERIES + i];
-    }
+    if (p->drop.threshold) drop_block(p, f->keep, first, b->rows);
+    exponentials(p, f, b->rows);
     struct left values = {f->v + b->key * p->d_padded, 1, p->d_padded};
     block_product(f->out, QUERIES, values, f->scores, QUERIES, p->d_padded, QUERIES, b->rows, b->key > 0);
 }
@@ -143,8 +160,7 @@ static void forward_queries(const struct problem *p, const struct attention_forw
                             struct forward_buffers *f, int64_t batch, int64_t head, int64_t query) {
     const struct attention_shape *z = &p->z;
     int64_t rows = min_i64(QUERIES, z->s - query), row = (batch * z->a + head) * z->s + query;
-    pack_rows(f->q, QUERIES, p->d_padded, dtype_at(args->q, p->dtype, row * z->d), z->d, rows, z->d,
-              p->dtype);
+    load_queries(p, f->q, args->q, row, QUERIES, rows);
     transpose_lanes(f->q_t, f->q, p->d_padded);
     for (int i = 0; i < QUERIES; i++) f->max[i] = -INFINITY, f->sum[i] = 0.0f;
     for (int64_t key = 0, keys = keys_of(p, query); key < keys; key += KEYS) {
@@ -240,27 +256,27 @@ static struct backward_buffers backward_carve(const struct problem *p, float *at
     return f;
 }
 
-/* From scores and dprobs: probs after dropout, and scale * dscores. */
+/* From scores and dprobs: probs after dropout, and dscores. */
 static void backward_scores(const struct problem *p, struct backward_buffers *f, const struct block *b,
                             uint64_t first) {
-    const float *lse = f->lse + b->query, *delta = f->delta + b->query;
-    scale_and_mask(p, b, f->probs);
-    if (p->drop.threshold) dropout_factors(p, f->keep, first, b->rows);
+    float lse[QUERIES], delta[QUERIES]; /* local: nothing aliases them */
+    memcpy(lse, f->lse + b->query, sizeof(lse));
+    memcpy(delta, f->delta + b->query, sizeof(delta));
+    mask_block(p, b, f->probs);
+    if (p->drop.threshold) drop_block(p, f->keep, first, b->rows);
     for (int64_t j = 0; j < b->rows; j++) {
-        float *prob = f->probs + j * QUERIES, *dscore = f->dscores + j * QUERIES,
-              *keep = f->keep + j * QUERIES;
+        float *prob = f->probs + j * QUERIES, *dscore = f->dscores + j * QUERIES;
+        const float *keep = f->keep + j * QUERIES;
         if (p->drop.threshold) {
-#pragma omp simd
-            for (int i = 0; i < QUERIES; i++) {
+            SIMD_LOOP for (int i = 0; i < QUERIES; i++) {
                 float x = math_exp(prob[i] - lse[i]);
-                dscore[i] = p->scale * x * (keep[i] * dscore[i] - delta[i]);
+                dscore[i] = x * (keep[i] * dscore[i] - delta[i]);
                 prob[i] = x * keep[i];
             }
         } else {
-#pragma omp simd
-            for (int i = 0; i < QUERIES; i++) {
+            SIMD_LOOP for (int i = 0; i < QUERIES; i++) {
                 float x = math_exp(prob[i] - lse[i]);
-                dscore[i] = p->scale * x * (dscore[i] - delta[i]);
+                dscore[i] = x * (dscore[i] - delta[i]);
                 prob[i] = x;
             }
         }
@@ -288,8 +304,7 @@ static void backward_open_head(const struct problem *p, const struct attention_b
                                struct backward_buffers *f, int64_t batch, int64_t head) {
     const struct attention_shape *z = &p->z;
     int64_t row = (batch * z->a + head) * z->s, o = (batch * z->a + head) * z->d, step = z->b * z->a * z->d;
-    pack_rows(f->q, p->s_padded, p->d_padded, dtype_at(args->q, p->dtype, row * z->d), z->d, z->s, z->d,
-              p->dtype);
+    load_queries(p, f->q, args->q, row, p->s_padded, z->s);
     pack_rows(f->d_o, p->s_padded, p->d_padded, dtype_at(args->d_o, p->dtype, o), step, z->s, z->d, p->dtype);
     for (int64_t i = 0; i < p->s_padded; i++) {
         float *out = f->q_t, sum = 0; /* q_t is free here */
@@ -313,6 +328,7 @@ static void backward_head(const struct problem *p, const struct attention_backwa
             backward_block(p, f, &b, first_element(p, batch, head, &b));
         }
     }
+    for (int64_t n = 0; n < z->s * p->d_padded; n++) f->dq[n] *= p->scale;
     for (int64_t i = 0; i < z->s; i++) {
         row_from_f32(dtype_at(args->dq, p->dtype, ((batch * z->a + head) * z->s + i) * z->d),
                      f->dq + i * p->d_padded, p->dtype, z->d);

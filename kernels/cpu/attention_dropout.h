@@ -144,3 +144,14 @@ static inline void dropout_mask(const struct dropout *drop, uint64_t first, uint
         }
     }
 }
+
+/* factors[32]: 1 / (1 - p) where the bit is set, 0 elsewhere. */
+static inline void dropout_factors(const struct dropout *drop, uint32_t keep, float *factors) {
+#if CPU_ISA_avx512 || CPU_ISA_amx
+    const __m512 scale = _mm512_set1_ps(drop->keep_scale);
+    _mm512_storeu_ps(factors, _mm512_maskz_mov_ps((__mmask16)keep, scale));
+    _mm512_storeu_ps(factors + 16, _mm512_maskz_mov_ps((__mmask16)(keep >> 16), scale));
+#else
+    SIMD_LOOP for (int i = 0; i < 32; i++) factors[i] = (float)(keep >> i & 1) * drop->keep_scale;
+#endif
+}

@@ -93,6 +93,81 @@ static void run(struct stream *stream, const struct shape_row *row) {
     mem_free(stream->workspace);
 }
 
+#define TIMED(name, args_p)                                                                                  \
+    do {                                                                                                     \
+        double best = 1e30, begin = now();                                                                   \
+        stream->workspace_bytes =                                                                            \
+            stream->kernels->name##_workspace ? stream->kernels->name##_workspace(stream, (args_p)) : 0;     \
+        stream->workspace = mem_alloc(stream->workspace_bytes, "workspace");                                 \
+        for (int run_ = 0; run_ < 3 || (now() - begin < 0.5 && run_ < 200); run_++) {                        \
+            double t0 = now();                                                                               \
+            name##_call(stream, (args_p));                                                                   \
+            double took = now() - t0;                                                                        \
+            best = took < best ? took : best;                                                                \
+        }                                                                                                    \
+        struct kernel_cost cost = name##_cost(args_p);                                                       \
+        printf("  %-28s %8.2f ms %7.1f GFLOP/s %6.1f GB/s\n", #name, best * 1e3,                             \
+               cost.gemm_flops / best * 1e-9, cost.bytes / best * 1e-9);                                     \
+        mem_free(stream->workspace);                                                                         \
+    } while (0)
+
+/* The unfused chain and the split of the projection around it. */
+static void run_chain(struct stream *stream, const struct shape_row *row) {
+    struct attention_shape z = row->z;
+    int64_t nq = z.s * z.b * z.a * z.d, nkv = z.s * z.b * z.g * z.d, ns = z.b * z.a * z.s * z.s;
+    enum dtype t = row->dtype;
+    void *q = new_tensor(nq, t, 1), *k = new_tensor(nkv, t, 2), *v = new_tensor(nkv, t, 3),
+         *o = new_tensor(nq, t, 4);
+    void *x = new_tensor(ns, t, 5), *y = new_tensor(ns, t, 6), *qkv = new_tensor(nq + 2 * nkv, t, 7),
+         *dx = new_tensor(ns, t, 9);
+    float *angles = new_tensor(z.s * z.d / 2, DTYPE_F32, 8);
+    printf("%s s %d b %d a %d g %d d %d, unfused and split with rotary:\n", dtype_name(t), (int)z.s, (int)z.b,
+           (int)z.a, (int)z.g, (int)z.d);
+    TIMED(attention_scores_forward,
+          (&(struct attention_scores_forward_args){
+              .scores = x, .q = q, .k = k, .shape = z, .scale = 0.1f, .causal = true, .dtype = t}));
+    TIMED(softmax_forward, (&(struct softmax_forward_args){
+                               .y = y, .x = x, .rows = ns / z.s, .cols = z.s, .causal = true, .dtype = t}));
+    TIMED(attention_context_forward,
+          (&(struct attention_context_forward_args){
+              .o = o, .probs = y, .v = v, .shape = z, .causal = true, .dtype = t}));
+    TIMED(attention_context_backward,
+          (&(struct attention_context_backward_args){
+              .dprobs = x, .dv = k, .d_o = o, .probs = y, .v = v, .shape = z, .causal = true, .dtype = t}));
+    TIMED(softmax_backward,
+          (&(struct softmax_backward_args){
+              .dx = x, .dy = x, .y = y, .rows = ns / z.s, .cols = z.s, .causal = true, .dtype = t}));
+    TIMED(attention_scores_backward, (&(struct attention_scores_backward_args){.dq = o,
+                                                                               .dk = v,
+                                                                               .dscores = x,
+                                                                               .q = q,
+                                                                               .k = k,
+                                                                               .shape = z,
+                                                                               .scale = 0.1f,
+                                                                               .causal = true,
+                                                                               .dtype = t}));
+    TIMED(qkv_split_forward, (&(struct qkv_split_forward_args){.q = q,
+                                                               .k = k,
+                                                               .v = v,
+                                                               .qkv = qkv,
+                                                               .shape = z,
+                                                               .cos = angles,
+                                                               .sin = angles,
+                                                               .rotary_dim = z.d,
+                                                               .dtype = t}));
+    TIMED(qkv_split_backward, (&(struct qkv_split_backward_args){.dqkv = qkv,
+                                                                 .dq = q,
+                                                                 .dk = k,
+                                                                 .dv = v,
+                                                                 .shape = z,
+                                                                 .cos = angles,
+                                                                 .sin = angles,
+                                                                 .rotary_dim = z.d,
+                                                                 .dtype = t}));
+    mem_free(q), mem_free(k), mem_free(v), mem_free(o), mem_free(x), mem_free(y), mem_free(qkv),
+        mem_free(angles), mem_free(dx);
+}
+
 int main(int argc, char **argv) {
     const struct kernels *kernels = argc > 1 ? kernels_cpu_isa(argv[1]) : kernels_cpu();
     if (!kernels) {
@@ -103,6 +178,8 @@ int main(int argc, char **argv) {
     struct stream stream = {.kernels = kernels, .threads = team};
     printf("%s, %d threads\n", kernels->backend, threads_count(team));
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) run(&stream, &rows[i]);
+    run_chain(&stream, &rows[1]);
+    run_chain(&stream, &rows[5]);
     threads_close(team);
     return 0;
 }
