@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 train_seconds=${1:-110}
 case $train_seconds in *[!0-9]* | '') echo "usage: $0 [SECONDS_OF_TRAINING]" >&2; exit 2 ;; esac
 BUILD=${BUILD:-build}
-dir=$BUILD/quickstart
+dir=${QUICKSTART_DIR:-$BUILD/quickstart}
 step() { printf '\n== %s\n' "$*"; }
 stop() {
     echo "quickstart: $*" >&2
