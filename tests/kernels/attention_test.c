@@ -192,8 +192,8 @@ TEST(large_scores_do_not_overflow) {
 
 TEST(bits_depend_on_neither_threads_nor_the_run) {
     static const struct attention_case several[] = {
-        {{.s = 600, .b = 1, .a = 4, .g = 2, .d = 64}, true, 0.1f},
-        {{.s = 77, .b = 3, .a = 4, .g = 1, .d = 40}, false, 0},
+        {{.s = 600, .b = 4, .a = 4, .g = 2, .d = 64}, true, 0.1f}, /* enough work that all threads get some */
+        {{.s = 377, .b = 6, .a = 2, .g = 1, .d = 40}, false, 0},
     };
     const struct kernels *backends[8];
     int count = list_backends(backends);
