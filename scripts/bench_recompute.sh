@@ -1,6 +1,6 @@
 #!/bin/bash
 # Each recompute setting on one model: peak and activation memory, step time, time spent recomputing, tokens/s; and that the
-# result is the same to the last bit. The runs alternate over the settings; figures are medians.
+# result is the same to the last bit. The runs alternate over the settings; times are the least of all iterations, so that other work on the machine does not count.
 #     scripts/bench_recompute.sh [rounds, default 3] [flags of pretrain_gpt for another model ...]
 set -eu
 cd "$(dirname "$0")/.."
@@ -37,8 +37,8 @@ printf '%-26s %10s %14s %10s %8s %12s %10s  %s\n' setting "peak MiB" "activation
 for i in "${!settings[@]}"; do
     sort -n "$work/s.$i" | awk -v name="${settings[$i]%%|*}" -v tokens="$tokens" -v hash="$hash" -v base="$(cat "$work/base" 2>/dev/null || echo 0)" '
         { ms[NR] = $1; re[NR] = $2; peak = $3; act = $4 }
-        END { m = ms[int((NR + 1) / 2)]
-              printf "%-26s %10.1f %10.1f MiB %10.1f %7.1f%% %12.1f %10.0f", name, peak / 2^20, act / 2^20, m, base ? 100 * (m / base - 1) : 0, re[int((NR + 1) / 2)], tokens / m * 1e3 }'
+        END { m = ms[1]
+              printf "%-26s %10.1f %10.1f MiB %10.1f %7.1f%% %12.1f %10.0f", name, peak / 2^20, act / 2^20, m, base ? 100 * (m / base - 1) : 0, re[1], tokens / m * 1e3 }'
     [ "$(tail -n 1 "$work/s.$i" | cut -d' ' -f5)" = "$hash" ] && echo "  bit-equal" || echo "  DIFFERENT"
-    [ "$i" = 0 ] && sort -n "$work/s.0" | awk '{ ms[NR] = $1 } END { print ms[int((NR + 1) / 2)] }' >"$work/base"
+    [ "$i" = 0 ] && sort -n "$work/s.0" | awk '{ ms[NR] = $1 } END { print ms[1] }' >"$work/base"
 done
