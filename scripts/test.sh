@@ -87,6 +87,7 @@ check "format" scripts/check_format.sh
 check "layers" scripts/check_layers.sh
 check "banned functions" scripts/check_banned.sh
 check "documents" scripts/check_docs.sh
+check "flags are read" scripts/check_flags_used.sh
 
 if build "build gcc" CC=gcc; then
     tree=$(tree_of CC=gcc)
