@@ -24,6 +24,7 @@ void log_line(enum log_level level, const char *fmt, ...) {
     va_start(args, fmt);
     vsnprintf(text, sizeof(text), fmt, args);
     va_end(args);
+    if (level <= LOG_WARN) fflush(stdout); /* so that an error is the last line where both go to one file */
     if (logger.world_size > 1)
         fprintf(stderr, "[rank %d] %s%s\n", logger.rank, prefix[level], text);
     else

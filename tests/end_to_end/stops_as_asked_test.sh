@@ -53,6 +53,10 @@ is "a flag that is not built yet" "$(run --num-experts 8)" 2
 contains "is not called unknown" err "--num-experts"
 is "no such data file" "$(status_of "$PRETRAIN" ${SMALL/--mock-data/--data-path nowhere})" 2
 contains "is named" err "nowhere"
+# shellcheck disable=SC2086
+"$PRETRAIN" ${SMALL/--mock-data/--data-path nowhere} >both 2>&1 </dev/null
+tail -n 1 both >last
+contains "the error is the last line where stdout and stderr go to one file" last "error:" "nowhere"
 is "--help" "$(status_of "$PRETRAIN" --help)" 0
 is "--version" "$(status_of "$PRETRAIN" --version)" 0
 
