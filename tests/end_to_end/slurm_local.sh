@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # A private Slurm on this one machine for tests; source it.
 #
 #     slurm_local_missing         prints why no Slurm can run here; prints nothing when one can
@@ -88,7 +89,7 @@ EOF
     slurm_local_until 60 slurm_local_idle
 }
 slurm_local_idle() { [ "$(sinfo -h -o %T 2>/dev/null)" = idle ]; }
-slurm_local_until() { # seconds, command...: until the command succeeds
+slurm_local_until() { # seconds, command...: until it succeeds; fails after that time
     local end=$((SECONDS + $1))
     shift
     until "$@"; do
@@ -111,7 +112,7 @@ slurm_local_stop() {
         wait "$pid" 2>/dev/null
     done
     # what a step left behind: its slurmstepd has the folder of this Slurm in its environment or its files
-    for pid in $(grep -lsF "$slurm_local_at/slurm.conf" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3); do
+    grep -lsF "$slurm_local_at/slurm.conf" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 | while read -r pid; do
         [ "$pid" = $$ ] || [ "$pid" = "$BASHPID" ] || kill -KILL "$pid" 2>/dev/null
     done
     slurm_local_pids=
