@@ -5,7 +5,7 @@
 #
 #     training ended well, TRAIN_ITERS reached      exit 0
 #     it saved and left before that (time limit)    requeue this job; exit 0
-#     the same, but without one new iteration       exit 1: a job that can never end is not requeued
+#     the same, but without one new iteration       exit 1: it would be requeued for ever
 #     training failed (status 1, 2, 3, a signal)    exit with that status
 #     the job was cancelled                         exit 0 after the save; never requeued
 #
@@ -89,4 +89,5 @@ if [ "$last" -le "$first" ]; then
     exit 1
 fi
 echo "train.sh: saved at iteration $last of $TRAIN_ITERS; requeueing"
-scontrol requeue "$SLURM_JOB_ID"
+trap '' TERM # of the requeue itself
+scontrol requeue "$SLURM_JOB_ID" || { echo "train.sh: this Slurm refused the requeue: submit again to go on" >&2; exit 1; }

@@ -8,8 +8,8 @@
 #
 # Nothing outside FOLDER is read or written: no /etc/slurm, no system munge; ports are free ones, so that several may
 # run side by side. The node has 8 processors whatever the machine has. Times are short: jobs start within a
-# second or two, a cancelled step is killed after 30 s, and a requeued job may start again after 3 s
-# (cred_expire; a real site waits 120 s).
+# second or two, a cancelled step is killed after 30 s, and a requeued job starts again after 6 s
+# (cred_expire, of which 5 is the least; a real site waits 120 s).
 
 slurm_local_missing() {
     local tool
@@ -42,7 +42,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket=$at/munge/socket,cred_expire=3
+AuthInfo=socket=$at/munge/socket,cred_expire=5
 SlurmctldPort=${ports% *}
 SlurmdPort=${ports#* }
 StateSaveLocation=$at/state
@@ -78,7 +78,8 @@ PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
 EOF
     export SLURM_CONF=$at/slurm.conf
     slurm_local_at=$at
-    munged --foreground --key-file="$at/munge/key" --socket="$at/munge/socket" --pid-file="$at/munge/pid" \
+    # --force: everything runs as root, so that a folder of mktemp -d, which others cannot enter, will do
+    munged --foreground --force --key-file="$at/munge/key" --socket="$at/munge/socket" --pid-file="$at/munge/pid" \
         --log-file="$at/munge/log" --seed-file="$at/munge/seed" --num-threads=2 >"$at/munge/out" 2>&1 &
     slurm_local_pids=$!
     slurm_local_until 30 test -S "$at/munge/socket" || return 1
@@ -100,9 +101,11 @@ slurm_local_until() { # seconds, command...: until it succeeds; fails after that
 
 slurm_local_stop() {
     [ -n "${slurm_local_pids:-}" ] || return 0
-    timeout 20 scancel --quiet --full --signal=KILL --state=running 2>/dev/null
-    timeout 20 scancel --quiet --user=root 2>/dev/null
-    slurm_local_until 15 slurm_local_idle
+    if [ -e "$slurm_local_at/slurmctld.pid" ]; then
+        timeout 20 scancel --quiet --full --signal=KILL --state=running 2>/dev/null
+        timeout 20 scancel --quiet --user=root 2>/dev/null
+        slurm_local_until 15 slurm_local_idle
+    fi
     # slurmd last but one and munged last: the others need them to end in order
     local pid reversed=
     for pid in $slurm_local_pids; do reversed="$pid $reversed"; done
@@ -120,5 +123,5 @@ slurm_local_stop() {
 slurm_local_gone() { ! kill -0 "$1" 2>/dev/null; }
 
 slurm_local_log() {
-    tail -n 15 "$1"/*.log "$1"/*.out "$1"/munge/log 2>/dev/null | sed 's/^/# /'
+    tail -n 15 "$1"/*.log "$1"/*.out "$1"/munge/out "$1"/munge/log 2>/dev/null | sed 's/^/# /'
 }
