@@ -40,7 +40,8 @@ static void make_segments(struct plan *plan) {
     int layers = (int)plan->request.model.layers;
     struct recompute_group *groups =
         mem_new_array(struct recompute_group, (size_t)layers, "recompute groups");
-    int count = recompute_groups(&plan->request.recompute, layers, groups);
+    struct recompute_chunk chunk = {.num_layers = layers};
+    int count = recompute_groups(&plan->request.recompute, &chunk, groups);
     plan->segments = mem_new_array(struct plan_segment, (size_t)count + 2, "segments");
     plan->compiled = mem_new_array(struct compiled, (size_t)count + 2, "compiled segments");
     plan->costs = mem_new_array(struct compiled_cost, (size_t)count + 2, "segment costs");
