@@ -66,12 +66,21 @@ struct schedule {
 const struct schedule *schedule_find(const char *name); /* NULL when there is none */
 const struct schedule *schedule_at(int index);          /* NULL after the last: for tests and help */
 
-/* A lowered list, owned: schedule_free. */
+/* Whether a compute action needs a message from another stage, and whether its result goes to one. */
+bool schedule_receives(const struct schedule_shape *shape, const struct action *action);
+bool schedule_sends(const struct schedule_shape *shape, const struct action *action);
+/* Micro-batches per group of interleaving: as asked or `stages`, at most micro_batches. */
+int schedule_group(const struct schedule_shape *shape);
+
+/* A lowered list, owned: schedule_free. It ends with a wait for each send that has not been waited for. */
 struct schedule_list {
     struct action *actions;
     int count;
     int *num_slots; /* per chunk */
     int chunks;
+    /* The constants above; the first stage has group - stages more receive buffers and the last stage as many
+     * more gradient buffers when the group of interleaving is larger than the number of stages. */
+    int receive_buffers, send_buffers, grad_buffers;
 };
 /* Makes and lowers the list of shape->stage. The shape has been accepted by refuses(). */
 void schedule_lower(const struct schedule *schedule, const struct schedule_shape *shape,
