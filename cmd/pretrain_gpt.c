@@ -97,6 +97,7 @@ static int run(struct config *cfg, struct err *err) {
     set_log_level(cfg);
     list_modules(modules);
     if (cfg->use_checkpoint_args && load_checkpoint_args(cfg, err)) return usage_error(err);
+    cfg->running_ranks = 1;
     if (config_validate(cfg, modules, MODULE_COUNT, err)) return usage_error(err);
     config_print_notes(stderr, cfg);
     config_print_resolved(stdout, cfg);

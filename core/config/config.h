@@ -7,6 +7,7 @@
  *     if (config_parse(argc, argv, &cfg, &err)) { ...print err.text, exit 2... }
  *     if (config_answer(stdout, &cfg)) { ...exit 0... }     // --help and its kind
  *     // with --use-checkpoint-args: config_load_json(&cfg, text, length, name, &err)
+ *     cfg.running_ranks = ranks that the launcher started;
  *     if (config_validate(&cfg, modules, module_count, &err)) { ...exit 2... }
  *     config_print_notes(stderr, &cfg);
  *     config_print_resolved(stdout, &cfg);
@@ -113,6 +114,9 @@ struct config {
 #undef FLAG
 #undef SAME
 
+    /* Set by the caller before config_validate: ranks that the launcher started; 0: not known (tests). */
+    int64_t running_ranks;
+
     /* Derived by config_validate; no flags. */
     int mlp_activation;         /* MLP_ACTIVATION_*, same order as enum activation of the kernels */
     int params_dtype;           /* PARAMS_DTYPE_* of weights and activations */
@@ -120,6 +124,9 @@ struct config {
     bool qkv_bias;              /* the QKV projection has a bias */
     bool dynamic_loss_scale;    /* fp16 without --loss-scale */
     int64_t data_parallel_size; /* world / (tensor * pipeline * context) */
+    int64_t virtual_stages;     /* model chunks of a pipeline stage; 1: not interleaved */
+    int sharding;               /* SHARDING_* over the data-parallel (times context) ranks */
+    int cp_comm;                /* CP_COMM_* */
     int64_t rotary_dim;         /* rotated dims of a head; 0 without rotary positions */
     double output_init_std;     /* of attention and MLP output weights: init_method_std / sqrt(2 * layers) */
     double split_weights[3];    /* train, validation, test; sum 1 */

@@ -48,6 +48,7 @@ int program_op(struct program *p, const struct op_def *def, const char *name, co
                      .backward_reads_out = def->backward_reads_out,
                      .grad_in = def->grad_in,
                      .passes_grad = def->passes_grad,
+                     .weight_reads_in = def->weight_reads_in,
                      .grad_of_in0_lives_in = -1,
                      .scope = p->open_scope,
                      .layer = p->layer,

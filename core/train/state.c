@@ -54,10 +54,10 @@ static int list_tensors(struct trainer *t, bool with_optimizer) {
             .name = p->name,
             .num_dims = p->num_dims,
             .dims = {p->dims[0], p->dims[1]},
-            .num_rows = p->dims[0],
             .master = executor_at(&t->executor, p->master),
             .exp_avg = with_optimizer ? executor_at(&t->executor, p->exp_avg) : NULL,
             .exp_avg_sq = with_optimizer ? executor_at(&t->executor, p->exp_avg_sq) : NULL};
+        checkpoint_tensor_set_whole(&t->tensors[i]);
     }
     return plan->num_params;
 }

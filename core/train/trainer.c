@@ -27,22 +27,27 @@ static size_t bytes_with(const struct plan *plan, const struct recompute_policy 
 
 static const char *cheapest_that_fits(const struct plan *plan, size_t limit, size_t *bytes_p) {
     static const struct remedy remedies[] = {
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_layernorm)},
+        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_layernorm)},
          "--recompute-granularity selective --recompute-modules layernorm"},
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_mlp_act)},
+        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_mlp_act)},
          "--recompute-granularity selective --recompute-modules mlp_act"},
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp_act)},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp_act)},
          "--recompute-granularity selective --recompute-modules layernorm mlp_act"},
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_core_attn)}, "--recompute-activations"},
-        {{RECOMPUTE_SELECTIVE, 0, 0,
-          RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp_act)},
+        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_core_attn)},
+         "--recompute-activations"},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) |
+                     RECOMPUTE_BIT(MODULE_mlp_act)},
          "--recompute-granularity selective --recompute-modules core_attn layernorm mlp_act"},
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_mlp) | RECOMPUTE_BIT(MODULE_layernorm)},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_mlp) | RECOMPUTE_BIT(MODULE_layernorm)},
          "--recompute-granularity selective --recompute-modules layernorm mlp"},
-        {{RECOMPUTE_SELECTIVE, 0, 0,
-          RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp)},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules =
+              RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp)},
          "--recompute-granularity selective --recompute-modules core_attn layernorm mlp"},
-        {{RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 1, 0},
+        {{.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1},
          "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"},
     };
     const char *best = NULL;
