@@ -3,10 +3,6 @@
 #include "core/model/ops.h"
 #include "core/model/run.h"
 
-static int64_t count_of(const struct tensor_info *t) {
-    return (int64_t)(t->bytes / dtype_bytes(t->dtype));
-}
-
 /* ---- activation: backward reads x ---- */
 
 static void activation_forward(struct run *r, const struct op *o) {
