@@ -171,7 +171,7 @@ const char *config_flag_name(enum config_flag flag);
 
 /* Rows of the embedding for a tokenizer with vocab_size ids (--padded-vocab-size, --no-pad-vocab-size,
  * --make-vocab-size-divisible-by x tensor-parallel size); -1 with a message when --padded-vocab-size is too
- * small. */
+ * small, or the tensor-parallel size does not divide it. */
 int64_t config_padded_vocab_size(const struct config *cfg, int64_t vocab_size, struct err *err);
 /* Sequences of the step that starts after consumed_samples. */
 int64_t config_batch_size_at(const struct config *cfg, int64_t consumed_samples);
