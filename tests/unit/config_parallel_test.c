@@ -49,7 +49,7 @@ struct refusal {
 };
 
 static void walk(const struct refusal *rows, size_t count) {
-    static const char *const remedies[] = {"give",   "add",  "drop", "use", "raise",
+    static const char *const remedies[] = {"give",   "add",  "drop", "use",  "raise",
                                            "change", "must", "need", "once", "takes"};
     for (size_t i = 0; i < count; i++) {
         const struct refusal *r = &rows[i];
