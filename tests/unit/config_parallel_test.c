@@ -309,6 +309,7 @@ TEST(every_rule_of_the_pipeline_refuses_with_a_remedy) {
 }
 
 TEST(chunks_and_schedule_follow_from_the_flags) {
+    static const char *const names[] = {"auto", "1f1b", "interleaved", "zero-bubble"};
     static const struct {
         int running;
         const char *tail;
@@ -345,6 +346,7 @@ TEST(chunks_and_schedule_follow_from_the_flags) {
         ACCEPTS(rows[i].running, rows[i].tail);
         EXPECT_EQ(cfg.virtual_stages, rows[i].chunks);
         EXPECT_EQ(cfg.pipeline_schedule, rows[i].schedule);
+        EXPECT_STR(config_choice_name(&cfg, CONFIG_FLAG_pipeline_schedule), names[rows[i].schedule]);
         if (rows[i].chunks > 1)
             EXPECT_EQ(cfg.microbatch_group_size_per_vp_stage, cfg.pipeline_model_parallel_size);
         config_free(&cfg);
@@ -427,6 +429,11 @@ TEST(every_rule_of_recompute_under_a_layout_refuses_with_a_remedy) {
          "--tensor-model-parallel-size"},
         {2, TP2 BLOCK "--recompute-num-layers 1 --sequence-parallel --distribute-saved-activations",
          "drop --distribute-saved-activations"},
+        {4,
+         TP4 BLOCK
+         "--recompute-num-layers 1 --distribute-saved-activations --micro-batch-size 1 --kv-channels 32 "
+         "--hidden-size 254 --seq-length 255",
+         "does not divide over --tensor-model-parallel-size 4"},
         {2, PP2 BLOCK "--recompute-num-layers 1 --recompute-num-layers-per-stage 1 1", "exclude each other"},
         {2, PP2 BLOCK "--recompute-num-layers-per-stage 1", "1 numbers for --pipeline-model-parallel-size 2"},
         {2, PP2 BLOCK "--recompute-num-layers-per-stage 1,2,3", "3 numbers for"},
