@@ -20,13 +20,13 @@ static const char *check_columns(int64_t s, int64_t stride, int64_t first_column
 const char *embedding_forward_check(const struct embedding_forward_args *args) {
     const char *wrong = check_shape(args->s, args->b, args->h, args->vocab, args->max_positions,
                                     args->position_weight != NULL, args->dtype);
-    if (!wrong && !args->tokens && !args->position_weight) wrong = "tokens or position_weight must be set";
     return wrong ? wrong : check_columns(args->s, args->stride, args->first_column);
 }
 
 struct kernel_cost embedding_forward_cost(const struct embedding_forward_args *args) {
     double tokens = (double)args->s * (double)args->b, n = tokens * (double)args->h;
-    double tables = (args->tokens ? 1 : 0) + (args->position_weight ? 1 : 0), y = args->accumulate ? 2 : 1;
+    bool words = args->tokens || args->weight || !args->position_weight;
+    double tables = (words ? 1 : 0) + (args->position_weight ? 1 : 0), y = args->accumulate ? 2 : 1;
     return (struct kernel_cost){.flops = n * (tables + y - 2),
                                 .bytes = n * (tables + y) * (double)dtype_bytes(args->dtype) +
                                          4 * tokens * tables};
