@@ -165,6 +165,9 @@ void plan_free(struct plan *plan) {
     mem_free(plan->buckets);
     mem_free(plan->lists);
     mem_free(plan->slot_base);
+    mem_free(plan->boundary_grad);
+    mem_free(plan->receive);
+    mem_free(plan->send);
     mem_free(plan->peak_live_end);
     *plan = (struct plan){0};
 }

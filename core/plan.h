@@ -161,8 +161,9 @@ struct plan {
 
     size_t fixed_bytes[CATEGORY_COUNT];
     size_t rotary_cos, rotary_sin, workspace, workspace_bytes, reductions;
-    size_t boundary_grad[SCHEDULE_GRAD_BUFFERS]; /* one stage uses the first */
-    size_t receive[SCHEDULE_RECEIVE_BUFFERS], send[SCHEDULE_SEND_BUFFERS]; /* activations between stages */
+    size_t *boundary_grad;  /* gradient of a segment's output, then of its input; one, or as many as lists use */
+    size_t *receive, *send; /* activations between stages */
+    int num_boundary_grads, num_receives, num_sends;
     size_t gather[2], gather_bytes;           /* staging of gathered weights, in the compute dtype */
     size_t unit_weights[2], unit_weight_bytes; /* ZeRO 3 */
     size_t unit_grads[2], unit_grad_bytes;     /* ZeRO 2 and 3 */
@@ -192,6 +193,15 @@ size_t plan_hidden_bytes(const struct plan *plan);
 /* Bytes of a saved layer input: a share of them with distribute_saved. */
 bool plan_is_distributed(const struct plan *plan, const struct plan_segment *segment);
 
+/* Names and shapes of every parameter of the whole model, in model order; what checkpoints list. Names are owned by the
+ * caller (mem_free each), as is the array. Returns how many. */
+struct plan_tensor {
+    char *name;
+    int num_dims;
+    int64_t dims[2];
+};
+int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p);
+
 /* The end of what is alive in each slot, kept up by whoever walks the actions: the plan to find the peak, the
  * executor to find the work area. */
 struct frame_tracker {
@@ -213,5 +223,5 @@ void plan_print_memory(const struct plan *plan, int rank, FILE *out);
 void plan_print_recompute(const struct plan *plan, FILE *out);
 /* --recompute-trace: each op of each kind of layer as SAVE, RECOMPUTE or ALTERNATE. */
 void plan_print_trace(const struct plan *plan, FILE *out);
-/* One element of "ranks". */
-void plan_write_json(const struct plan *plan, int rank, struct str *out);
+/* One object: what is true of every rank of this pipeline stage. */
+void plan_write_json(const struct plan *plan, struct str *out);

@@ -119,20 +119,33 @@ void plan_find_peak(struct plan *plan) {
     frames_close(&frames);
 }
 
+static size_t *take_buffers(struct plan *plan, enum plan_category category, int count) {
+    size_t *offsets = mem_new_array(size_t, (size_t)count + 1, "stage buffers");
+    for (int i = 0; i < count; i++) offsets[i] = plan_take(plan, category, plan_hidden_bytes(plan));
+    return offsets;
+}
+
+static int larger(int a, int b) {
+    return a > b ? a : b;
+}
+
 /* Buffers between stages, and whole inputs where only a share is saved. */
 static void place_stage_buffers(struct plan *plan) {
-    size_t hidden = plan_hidden_bytes(plan);
-    bool piped = plan->request.layout.stages > 1, training = !plan->request.forward_only;
-    for (int i = 0; i < SCHEDULE_RECEIVE_BUFFERS && piped; i++)
-        plan->receive[i] = plan_take(plan, CATEGORY_COMMUNICATION, hidden);
-    for (int i = 0; i < SCHEDULE_SEND_BUFFERS && piped; i++)
-        plan->send[i] = plan_take(plan, CATEGORY_COMMUNICATION, hidden);
     bool distributed = false;
+    plan->num_boundary_grads = plan->request.forward_only ? 0 : 1;
+    for (int i = 0; i < plan->num_lists && plan->request.layout.stages > 1; i++) {
+        const struct schedule_list *list = &plan->lists[i].actions;
+        plan->num_receives = larger(plan->num_receives, list->receive_buffers);
+        plan->num_sends = larger(plan->num_sends, list->send_buffers);
+        if (!plan->request.forward_only)
+            plan->num_boundary_grads = larger(plan->num_boundary_grads, list->grad_buffers);
+    }
+    plan->receive = take_buffers(plan, CATEGORY_COMMUNICATION, plan->num_receives);
+    plan->send = take_buffers(plan, CATEGORY_COMMUNICATION, plan->num_sends);
     for (int i = 0; i < plan->num_segments; i++) distributed |= plan_is_distributed(plan, &plan->segments[i]);
     for (int i = 0; i < 2 && distributed; i++)
-        plan->full_input[i] = plan_take(plan, CATEGORY_ACTIVATIONS, hidden);
-    for (int i = 0; i < SCHEDULE_GRAD_BUFFERS && training; i++)
-        if (piped || i == 0) plan->boundary_grad[i] = plan_take(plan, CATEGORY_ACTIVATIONS, hidden);
+        plan->full_input[i] = plan_take(plan, CATEGORY_ACTIVATIONS, plan_hidden_bytes(plan));
+    plan->boundary_grad = take_buffers(plan, CATEGORY_ACTIVATIONS, plan->num_boundary_grads);
 }
 
 void plan_place_rest(struct plan *plan) {

@@ -269,3 +269,49 @@ void plan_make_params(struct plan *plan) {
     mem_free(b.forms);
     mem_free(b.last_segment);
 }
+
+/* ---- the whole model ---- */
+
+struct tensor_list {
+    struct plan_tensor *items;
+    int count, capacity;
+};
+
+static bool is_listed(const struct tensor_list *l, const char *name) {
+    for (int i = 0; i < l->count; i++)
+        if (!strcmp(l->items[i].name, name)) return true;
+    return false;
+}
+
+static void list_program(struct tensor_list *l, const struct program *program, int first_layer) {
+    for (int k = 0; k < program->num_params; k++) {
+        const struct param_info *info = &program->params[k];
+        char name[192];
+        name_of(info, first_layer, name, sizeof(name));
+        if (!info->per_layer && is_listed(l, name)) continue;
+        if (l->count == l->capacity) {
+            l->capacity = l->capacity ? 2 * l->capacity : 64;
+            l->items = mem_realloc(l->items, (size_t)l->capacity * sizeof(*l->items), "all tensors");
+        }
+        l->items[l->count++] = (struct plan_tensor){
+            mem_strdup(name, "all tensors"),
+            info->num_dims,
+            {info->shard.full[0] ? info->shard.full[0] : info->dims[0],
+             info->num_dims > 1 ? (info->shard.full[1] ? info->shard.full[1] : info->dims[1]) : 1}};
+    }
+}
+
+int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p) {
+    struct tensor_list list = {0};
+    struct program embedding, layer, head;
+    program_init(&embedding), program_init(&layer), program_init(&head);
+    build_embedding(&embedding, model);
+    build_layers(&layer, model, 1);
+    build_head(&head, model);
+    list_program(&list, &embedding, 0);
+    for (int i = 0; i < model->layers; i++) list_program(&list, &layer, i);
+    list_program(&list, &head, 0);
+    program_free(&embedding), program_free(&layer), program_free(&head);
+    *tensors_p = list.items;
+    return list.count;
+}

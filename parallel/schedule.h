@@ -37,13 +37,14 @@ enum action_kind {
 
 struct action {
     enum action_kind kind;
-    int chunk, micro_batch;
-    int slot;           /* compute actions */
-    int peer;           /* communication: the other stage */
-    int buffer;         /* communication: which; BACKWARD: the gradient buffer it works in */
-    int receive_buffer; /* FORWARD: where its input was received, -1 on the first virtual stage */
-    int send_buffer;    /* FORWARD: where its output goes, -1 on the last virtual stage */
-    bool last_of_chunk; /* compute: no later action of this step touches this chunk's weight gradients */
+    int chunk, micro_batch; /* the chunk is one of this stage also in sends and receives */
+    int slot;               /* compute actions */
+    int peer;               /* sends and receives: the other stage */
+    int tag;                /* sends and receives: the same number on both sides, 0 to COMM_MAX_TAG */
+    int buffer;             /* communication: which; BACKWARD: the gradient buffer it works in */
+    int receive_buffer;     /* FORWARD: where its input was received, -1 on the first virtual stage */
+    int send_buffer;        /* FORWARD: where its output goes, -1 on the last virtual stage */
+    bool last_of_chunk;     /* compute: no later action of this step touches this chunk's weight gradients */
 };
 
 struct schedule_shape {
@@ -96,5 +97,6 @@ struct schedule_report {
 };
 void schedule_simulate(const struct schedule *schedule, const struct schedule_shape *shape,
                        struct schedule_report *out);
-/* The grid: a row per stage, a column per unit of time, as "F0 F1 B0 ..". */
+/* The grid: a row per stage, a column per unit of time: "F0 F1 .  B0 B0"; with several chunks "F0a" is chunk
+ * 0 and "F0b" chunk 1. Says so when the schedule does not finish. */
 void schedule_print(const struct schedule *schedule, const struct schedule_shape *shape, FILE *out);

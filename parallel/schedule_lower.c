@@ -7,6 +7,7 @@
  * schedule_simulate finds out for the shape at hand, and the unit test for thousands. */
 #include "parallel/schedule.h"
 #include "core/base/mem.h"
+#include "parallel/comm/comm.h"
 
 enum buffer_state { BUFFER_FREE, BUFFER_HELD, BUFFER_SENDING };
 
@@ -68,14 +69,23 @@ static int take_buffer(struct lowering *l, struct pool *p) {
     return buffer;
 }
 
+/* Two messages that are under way between two stages at the same time are far fewer than there are tags. */
+static int message_tag(const struct schedule_shape *s, const struct action *a, int receiving_chunk, bool up) {
+    int64_t number = (int64_t)a->micro_batch * s->chunks + receiving_chunk;
+    return (int)((number * 2 + up) % (COMM_MAX_TAG + 1));
+}
+
 static void emit_send(struct lowering *l, struct pool *p, const struct action *compute, int buffer) {
-    int stages = l->shape->stages, stage = l->shape->stage;
+    int stages = l->shape->stages, stage = l->shape->stage, chunk = compute->chunk;
     bool up = p == &l->send;
+    if (up && stage == stages - 1) chunk++; /* round to the first stage */
+    if (!up && stage == 0) chunk--;
     emit(l, &(struct action){.kind = up ? ACTION_SEND_FORWARD : ACTION_SEND_BACKWARD,
                              .chunk = compute->chunk,
                              .micro_batch = compute->micro_batch,
                              .slot = -1,
                              .peer = up ? (stage + 1) % stages : (stage + stages - 1) % stages,
+                             .tag = message_tag(l->shape, compute, chunk, up),
                              .buffer = buffer});
     p->state[buffer] = BUFFER_SENDING;
     p->sent[buffer] = l->sends++;
@@ -123,6 +133,7 @@ static void emit_receive(struct lowering *l, const struct action *consumer) {
                              .micro_batch = consumer->micro_batch,
                              .slot = -1,
                              .peer = up ? (stage + stages - 1) % stages : (stage + 1) % stages,
+                             .tag = message_tag(l->shape, consumer, consumer->chunk, up),
                              .buffer = buffer});
 }
 

@@ -2,6 +2,7 @@
  * when it and its receive have both been started, so nothing is carried that no one asked for. */
 #include "parallel/schedule.h"
 #include "core/base/mem.h"
+#include "core/base/str.h"
 
 struct message {
     int sent, received; /* when the two sides were started; -1: not yet */
@@ -129,19 +130,74 @@ static void simulation_close(struct simulation *s) {
     mem_free(s->messages[1]);
 }
 
+static struct schedule_report report_of(const struct simulation *s) {
+    struct schedule_report report = {s->finishes, s->length, 0, -1, -1};
+    double busy = 0;
+    for (int i = s->shape.stages - 1; i >= 0; i--) {
+        const struct stage_run *r = &s->stages[i];
+        busy += r->busy;
+        if (r->next < r->list.count) report.stuck_stage = i, report.stuck_action = r->next;
+    }
+    if (s->length) report.bubble = 1 - busy / ((double)s->length * s->shape.stages);
+    return report;
+}
+
 void schedule_simulate(const struct schedule *schedule, const struct schedule_shape *shape,
                        struct schedule_report *out) {
     struct simulation s;
     simulation_open(&s, schedule, shape);
     simulation_run(&s);
-    *out = (struct schedule_report){
-        .finishes = s.finishes, .length = s.length, .stuck_stage = -1, .stuck_action = -1};
-    double busy = 0;
-    for (int i = 0; i < shape->stages; i++) {
-        busy += s.stages[i].busy;
-        if (out->stuck_stage < 0 && s.stages[i].next < s.stages[i].list.count)
-            out->stuck_stage = i, out->stuck_action = s.stages[i].next;
+    *out = report_of(&s);
+    simulation_close(&s);
+}
+
+/* ---- the grid ---- */
+
+static void print_cells(struct str *line, int *time, int until, const char *label, int width) {
+    for (; *time < until; ++*time) str_printf(line, " %-*s", width, label);
+}
+
+static void print_stage(const struct simulation *s, int stage, FILE *out) {
+    const struct stage_run *r = &s->stages[stage];
+    struct str line = {0};
+    char label[40];
+    int time = 0, frames = 0, micro = s->shape.micro_batches - 1;
+    int width = snprintf(label, sizeof(label), "F%d", micro) + (s->shape.chunks > 1);
+    for (int c = 0; c < r->list.chunks; c++) frames += r->list.num_slots[c];
+    str_printf(&line, "stage %d:", stage);
+    for (int i = 0; i < r->next; i++) {
+        const struct action *a = &r->list.actions[i];
+        if (a->kind != ACTION_FORWARD && a->kind != ACTION_BACKWARD && a->kind != ACTION_WEIGHT) continue;
+        char kind = a->kind == ACTION_FORWARD ? 'F' : a->kind == ACTION_BACKWARD ? 'B' : 'W';
+        if (s->shape.chunks > 1)
+            snprintf(label, sizeof(label), "%c%d%c", kind, a->micro_batch, 'a' + a->chunk % 26);
+        else
+            snprintf(label, sizeof(label), "%c%d", kind, a->micro_batch);
+        print_cells(&line, &time, r->begins[i], ".", width);
+        print_cells(&line, &time, time + units(s, a->kind), label, width);
     }
-    if (s.length) out->bubble = 1 - busy / ((double)s.length * shape->stages);
+    print_cells(&line, &time, s->length, ".", width);
+    fprintf(out, "%s | %d frame%s\n", line.data, frames, frames == 1 ? "" : "s");
+    str_free(&line);
+}
+
+void schedule_print(const struct schedule *schedule, const struct schedule_shape *shape, FILE *out) {
+    static const char *const kinds[ACTION_KIND_COUNT] = {
+        "forward",      "backward",      "weight gradient",       "receive forward",       "receive backward",
+        "send forward", "send backward", "wait for send forward", "wait for send backward"};
+    struct simulation s;
+    simulation_open(&s, schedule, shape);
+    simulation_run(&s);
+    struct schedule_report report = report_of(&s);
+    fprintf(out, "%s, %d stage%s, %d chunk%s, %d micro-batch%s: %d units of time, %.1f%% idle\n",
+            schedule->name, shape->stages, shape->stages == 1 ? "" : "s", shape->chunks,
+            shape->chunks == 1 ? "" : "s", shape->micro_batches, shape->micro_batches == 1 ? "" : "es",
+            report.length, 100 * report.bubble);
+    for (int i = 0; i < shape->stages; i++) print_stage(&s, i, out);
+    if (!report.finishes) {
+        const struct action *a = &s.stages[report.stuck_stage].list.actions[report.stuck_action];
+        fprintf(out, "stuck: stage %d waits for ever at action %d, %s of micro-batch %d, chunk %d\n",
+                report.stuck_stage, report.stuck_action, kinds[a->kind], a->micro_batch, a->chunk);
+    }
     simulation_close(&s);
 }

@@ -1,5 +1,4 @@
 #include "recompute/policy.h"
-#include "core/base/check.h"
 
 static bool has_layer_id(const struct recompute_policy *policy, int64_t layer) {
     int64_t low = 0, high = policy->num_layer_ids;

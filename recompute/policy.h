@@ -16,6 +16,7 @@
  * recompute_groups(&policy, &chunk, groups);       // {1, layer} {1, layer} {1, layer} {1, 0}
  *
  * The lists belong to the caller. An N below 1 is a broken invariant: config_validate refuses it. */
+#include "core/base/check.h"
 #include "recompute/recompute.h"
 
 enum recompute_granularity { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };

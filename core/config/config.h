@@ -169,9 +169,12 @@ bool config_flag_is_given(const struct config *cfg, enum config_flag flag);
 /* "--norm-epsilon" for CONFIG_FLAG_layernorm_epsilon; the first spelling. */
 const char *config_flag_name(enum config_flag flag);
 
+/* The word of a CHOICE flag: "1f1b" for CONFIG_FLAG_pipeline_schedule. The flag must be set. */
+const char *config_choice_name(const struct config *cfg, enum config_flag flag);
+
 /* Rows of the embedding for a tokenizer with vocab_size ids (--padded-vocab-size, --no-pad-vocab-size,
  * --make-vocab-size-divisible-by x tensor-parallel size); -1 with a message when --padded-vocab-size is too
- * small. */
+ * small, or the tensor-parallel size does not divide it. */
 int64_t config_padded_vocab_size(const struct config *cfg, int64_t vocab_size, struct err *err);
 /* Sequences of the step that starts after consumed_samples. */
 int64_t config_batch_size_at(const struct config *cfg, int64_t consumed_samples);

@@ -275,6 +275,9 @@ static int rules_output(struct config *cfg, struct err *err) {
                 "--profile-ranks %lld: there is no such rank, the ranks are 0 to %lld; drop it",
                 (long long)cfg->profile_ranks.items[i], (long long)cfg->world_size - 1);
     }
+    REQUIRE(!cfg->self_check || !rules_plans_only(cfg),
+            "--self-check trains, and %s stops before training: drop one of them",
+            cfg->dry_run ? "--dry-run" : "--print-topology");
     REQUIRE(
         cfg->device != DEVICE_CUDA || !GAVE(kernels),
         "--kernels chooses among the CPU's kernels and has no effect with --device cuda: drop one of them");
@@ -304,8 +307,18 @@ int64_t config_padded_vocab_size(const struct config *cfg, int64_t vocab_size, s
         REQUIRE(cfg->padded_vocab_size >= vocab_size,
                 "--padded-vocab-size %lld is smaller than the vocabulary of %lld: raise it or drop it",
                 (long long)cfg->padded_vocab_size, (long long)vocab_size);
+        REQUIRE(cfg->padded_vocab_size % tp == 0,
+                "--padded-vocab-size %lld is not a multiple of --tensor-model-parallel-size %lld: change one "
+                "of them",
+                (long long)cfg->padded_vocab_size, (long long)tp);
         return cfg->padded_vocab_size;
     }
-    if (!cfg->pad_vocab_size) return vocab_size;
+    if (!cfg->pad_vocab_size) {
+        REQUIRE(vocab_size % tp == 0,
+                "--no-pad-vocab-size: the vocabulary of %lld is not a multiple of "
+                "--tensor-model-parallel-size %lld; drop the flag",
+                (long long)vocab_size, (long long)tp);
+        return vocab_size;
+    }
     return (vocab_size + multiple - 1) / multiple * multiple;
 }

@@ -32,10 +32,11 @@ static int rules_sizes(struct config *cfg, struct err *err) {
             "--expert-tensor-parallel-size %lld: mixtures of experts are not built yet; drop it",
             (long long)cfg->expert_tensor_parallel_size);
     REQUIRE(cfg->world_size % model == 0,
-            "%lld ranks are not a multiple of --tensor-model-parallel-size %lld * "
+            "%lld rank%s not a multiple of --tensor-model-parallel-size %lld * "
             "--pipeline-model-parallel-size %lld * --context-parallel-size %lld = %lld: start a multiple of "
             "%lld ranks (mpirun -np, srun -n; with --dry-run give --world-size) or change the sizes",
-            (long long)cfg->world_size, tensor, pipeline, context, model, model);
+            (long long)cfg->world_size, cfg->world_size == 1 ? " is" : "s are", tensor, pipeline, context,
+            model, model);
     cfg->data_parallel_size = cfg->world_size / model;
     return 0;
 }

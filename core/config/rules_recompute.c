@@ -142,8 +142,8 @@ static int rules_distribute(const struct config *cfg, struct err *err) {
     REQUIRE(!cfg->sequence_parallel,
             "--distribute-saved-activations and --sequence-parallel both split the saved activations over "
             "the tensor-parallel ranks: drop --distribute-saved-activations");
-    REQUIRE(cfg->micro_batch_size * (cfg->seq_length / cfg->context_parallel_size) * cfg->hidden_size % tp ==
-                0,
+    long long tokens = cfg->micro_batch_size % tp * (cfg->seq_length / cfg->context_parallel_size % tp) % tp;
+    REQUIRE(tokens * (cfg->hidden_size % tp) % tp == 0,
             "--distribute-saved-activations: a layer's input does not divide over "
             "--tensor-model-parallel-size %lld ranks; change one of --micro-batch-size, --seq-length, "
             "--hidden-size or drop the flag",

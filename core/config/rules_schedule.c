@@ -129,7 +129,9 @@ static int rules_batch(struct config *cfg, struct err *err) {
     } else {
         if (!config_is_set(cfg, global_batch_size)) {
             cfg->global_batch_size = cfg->micro_batch_size * cfg->data_parallel_size;
-            config_derive(cfg, CONFIG_FLAG_global_batch_size, "--micro-batch-size");
+            config_derive(cfg, CONFIG_FLAG_global_batch_size,
+                          cfg->data_parallel_size == 1 ? "--micro-batch-size"
+                                                       : "--micro-batch-size * data-parallel size");
         }
         stages.items = config_keep(cfg, sizeof(*stages.items));
         if (add_stage(cfg, &stages, 0, cfg->global_batch_size, "--global-batch-size", err)) return -1;

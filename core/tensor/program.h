@@ -103,7 +103,7 @@ struct op {
     int grad_of_in0_lives_in; /* tensor whose storage holds the gradient of in[0], or -1 */
     int scope;                /* innermost module instance, -1 for none */
     int layer;                /* layer of the segment, from 0 */
-    uint16_t rng_op;          /* names this op's random numbers within its layer */
+    uint16_t rng_op;          /* names this op's random numbers within its layer (program_draws_random) */
     void *attributes;         /* the op's own struct, owned by the program */
 };
 
@@ -139,6 +139,10 @@ int program_output(struct program *p, int op, const char *name, enum dtype dtype
 /* Appends a parameter to an op. `name` is copied. Same name in two ops of the model means the same parameter.
  */
 int program_param(struct program *p, int op, struct param_info info);
+
+/* Gives the op a name for its random numbers: how many such ops came before it in this layer. Ops that draw none do
+ * not count, so layouts that add communication draw the same numbers. */
+void program_draws_random(struct program *p, int op);
 
 /* Brackets a recomputable module. begin returns the value to hand to end. */
 int program_begin(struct program *p, int module);

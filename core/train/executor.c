@@ -45,6 +45,11 @@ static void open_requests(struct executor *e) {
     for (int i = 0; i < e->plan->num_compiled; i++)
         if (e->plan->compiled[i].program.num_ops > most) most = e->plan->compiled[i].program.num_ops;
     e->requests = mem_new_array(struct comm_request *, 2 * (size_t)most, "requests");
+    size_t grads = (size_t)e->plan->num_boundary_grads;
+    e->receives = mem_new_array(struct comm_request *, (size_t)e->plan->num_receives, "requests");
+    e->sends = mem_new_array(struct comm_request *, (size_t)e->plan->num_sends, "requests");
+    e->grad_receives = mem_new_array(struct comm_request *, grads, "requests");
+    e->grad_sends = mem_new_array(struct comm_request *, grads, "requests");
 }
 
 void executor_open(struct executor *e, const struct plan *plan, struct arena *arena, struct threads *threads,
@@ -74,6 +79,10 @@ void executor_close(struct executor *e) {
     mem_free(e->grad_written);
     mem_free(e->slots);
     mem_free(e->requests);
+    mem_free(e->receives);
+    mem_free(e->sends);
+    mem_free(e->grad_receives);
+    mem_free(e->grad_sends);
     sync_close(e->sync);
     frames_close(&e->frames);
     *e = (struct executor){0};
@@ -260,7 +269,9 @@ static struct run make_run(struct executor *e, const struct action *a, int segme
         .output = output_of(e, a, segment),
         .frame = executor_at(e, slot + s->frame_offset),
         .work = executor_at(e, a->kind == ACTION_WEIGHT ? slot + s->hold_offset : work),
-        .boundary_grad = executor_at(e, plan->boundary_grad[a->buffer > 0 ? a->buffer : 0]),
+        .boundary_grad = a->kind == ACTION_BACKWARD
+                             ? executor_at(e, plan->boundary_grad[a->buffer > 0 ? a->buffer : 0])
+                             : NULL,
         .params = e->segment_views[segment],
         .batch = batch,
         .rotary_cos = executor_at(e, plan->rotary_cos),
@@ -371,15 +382,4 @@ void executor_run(struct executor *e, const struct action *action, const struct 
         compute(e, action, micro);
     else
         communicate(e, action);
-}
-
-void executor_end_step(struct executor *e) {
-    for (int i = 0; i < SCHEDULE_SEND_BUFFERS; i++) {
-        comm_wait(e->sends[i]);
-        e->sends[i] = NULL;
-    }
-    for (int i = 0; i < SCHEDULE_GRAD_BUFFERS; i++) {
-        comm_wait(e->grad_sends[i]);
-        e->grad_sends[i] = NULL;
-    }
 }

@@ -6,7 +6,6 @@
  *
  *     executor_begin_step(&e, iteration);
  *     for each action: executor_run(&e, &action, &micro)      // micro: for forwards of chunks that read it
- *     executor_end_step(&e);
  *
  * A run that met NaN or Inf can be repeated with check_finite on: the weights have not changed, random
  * numbers are a function of the step, so the same values come again and the first bad tensor is named. */
@@ -58,8 +57,7 @@ struct executor {
     struct sync *sync;
     struct slot_state *slots;                 /* per slot */
     struct comm_request **requests;           /* of the ops of the running list */
-    struct comm_request *receives[SCHEDULE_RECEIVE_BUFFERS], *sends[SCHEDULE_SEND_BUFFERS];
-    struct comm_request *grad_receives[SCHEDULE_GRAD_BUFFERS], *grad_sends[SCHEDULE_GRAD_BUFFERS];
+    struct comm_request **receives, **sends, **grad_receives, **grad_sends; /* per buffer between stages */
     struct param_view *views;                 /* per plan parameter */
     bool *grad_written;                       /* per plan parameter */
     const struct param_view ***segment_views; /* per segment: per program parameter */
@@ -80,6 +78,5 @@ void executor_begin_step(struct executor *e, int64_t iteration);
 /* Computes or communicates. `micro` is read by forwards of chunks with embedding or head, and by forwards
  * alone (index, scale and `training` are remembered for the backward). */
 void executor_run(struct executor *e, const struct action *action, const struct micro_batch *micro);
-/* Waits for sends that are still under way. */
-void executor_end_step(struct executor *e);
+
 void *executor_at(const struct executor *e, size_t offset);

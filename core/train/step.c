@@ -78,7 +78,6 @@ static int run_actions(struct trainer *t, struct loader *loader, const struct sc
             return -1;
         executor_run(&t->executor, a, &micro);
     }
-    executor_end_step(&t->executor);
     return 0;
 }
 

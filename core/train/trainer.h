@@ -80,7 +80,10 @@ struct trainer {
     int timer_step, timer_optimizer, timer_data, timer_eval, timer_save;
     int64_t start_iteration, last_saved_iteration;
     uint64_t start_ns;
-    struct checkpoint_tensor *tensors; /* one per parameter */
+    struct checkpoint_tensor *tensors; /* what this rank holds */
+    int num_tensors;
+    struct checkpoint_shape *shapes; /* every tensor of the model */
+    int num_shapes;
     struct str config_json;
 };
 
@@ -104,6 +107,8 @@ bool report_iteration(struct trainer *t, const struct step_result *r, int64_t ba
 /* At start: layer -> (stage, chunk, recomputed or kept). */
 void report_layers(const struct trainer *t, FILE *out);
 
-/* state.c: checkpoints. */
+/* state.c: checkpoints. All collective. */
+void state_open(struct trainer *t);
+void state_close(struct trainer *t);
 int state_load(struct trainer *t, struct err *err);
 int state_save(struct trainer *t, struct err *err);

@@ -9,7 +9,7 @@
  *
  * A shard of the vocabulary: `weight` holds the tokens first_token_id .. first_token_id + vocab - 1. Other
  * tokens count as a row of zeros, and backward skips them: the sum over all shards is the whole embedding.
- * tokens NULL: positions only.
+ * tokens and weight NULL: positions only.
  *
  * A shard of the sequence: tokens and positions are [b, stride], and the s columns from first_column on are
  * done; y and dy hold just these. */

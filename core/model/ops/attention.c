@@ -135,6 +135,7 @@ static int add_context_output(struct program *p, const struct model *m, int op) 
 int op_add_attention(struct program *p, const struct model *m, const int qkv[3]) {
     struct attention_attributes a = attributes_of(m);
     int op = program_op(p, &op_attention, "attention", qkv, 3, &a, sizeof(a));
+    program_draws_random(p, op);
     int o = add_context_output(p, m, op);
     program_output(p, op, "log_sum_exp", DTYPE_F32, 3, (int64_t[]){m->micro_batch, a.shape.a, a.shape.s}, false);
     return o;

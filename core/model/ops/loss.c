@@ -25,7 +25,7 @@ static struct loss_attributes attributes_of(const struct model *m) {
                                 .reduces_grad = m->tp > 1 && !model_splits_sequence(m)};
     l.columns = used - l.first_label;
     if (l.columns > vocab) l.columns = vocab;
-    if (l.columns < 0) l.columns = 0;
+    if (l.columns <= 0) l.columns = -1; /* padding only */
     if (l.chunk > l.rows || !l.chunk) l.chunk = l.rows;
     return l;
 }

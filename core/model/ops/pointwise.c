@@ -3,10 +3,6 @@
 #include "core/model/ops.h"
 #include "core/model/run.h"
 
-static int64_t count_of(const struct tensor_info *t) {
-    return (int64_t)(t->bytes / dtype_bytes(t->dtype));
-}
-
 /* ---- activation: backward reads x ---- */
 
 static void activation_forward(struct run *r, const struct op *o) {
@@ -82,6 +78,7 @@ static const struct op_def op_dropout = {"dropout", dropout_forward, dropout_bac
 int op_add_dropout(struct program *p, const struct model *m, int x, const char *name) {
     struct dropout_attributes d = hidden_dropout(m);
     int op = program_op(p, &op_dropout, name, &x, 1, &d, sizeof(d));
+    program_draws_random(p, op);
     struct tensor_info t = p->tensors[x];
     return program_output(p, op, name, t.dtype, t.num_dims, t.dims, true);
 }
@@ -121,6 +118,7 @@ int op_add_attention_dropout(struct program *p, const struct model *m, int x) {
     struct probs_attributes d = {m->attention_dropout, t.dims[0], t.dims[1] * square,
                                  model_heads(m) * m->tp_rank * square, m->heads * square};
     int op = program_op(p, &op_attention_dropout, "attention_dropout", &x, 1, &d, sizeof(d));
+    program_draws_random(p, op);
     return program_output(p, op, "attention_dropout", t.dtype, t.num_dims, t.dims, true);
 }
 
@@ -164,6 +162,7 @@ static const struct op_def op_residual = {"residual", residual_forward, residual
 int op_add_residual(struct program *p, const struct model *m, int residual, int x, const char *name) {
     struct dropout_attributes d = hidden_dropout(m);
     int op = program_op(p, &op_residual, name, (int[]){residual, x}, 2, &d, sizeof(d));
+    program_draws_random(p, op);
     if (m->hidden_dropout == 0) p->ops[op].passes_grad = 3;
     struct tensor_info t = p->tensors[x];
     return program_output(p, op, name, t.dtype, t.num_dims, t.dims, true);
