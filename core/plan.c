@@ -4,8 +4,8 @@
 #include "core/base/mem.h"
 
 const char *plan_category_name(enum plan_category category) {
-    static const char *const names[CATEGORY_COUNT] = {
-        "weights", "gradients", "optimizer", "communication", "tables", "batch", "workspace", "activations"};
+    static const char *const names[CATEGORY_COUNT] = {"weights", "gradients", "optimizer", "communication",
+                                                      "tables",  "batch",     "workspace", "activations"};
     return names[category];
 }
 

@@ -18,7 +18,8 @@ static bool signal_was_sent(const struct trainer *t) {
 
 /* A rank that cannot go on where the others can takes them down with its own message. */
 static int stop_all(const struct trainer *t, int status, const struct err *err) {
-    if (t->ranks && t->ranks->size > 1) die(status == BAD_INPUT ? STATUS_USAGE : STATUS_FAILED, "%s", err->text);
+    if (t->ranks && t->ranks->size > 1)
+        die(status == BAD_INPUT ? STATUS_USAGE : STATUS_FAILED, "%s", err->text);
     return status;
 }
 

@@ -47,9 +47,10 @@ static struct checkpoint_model model_of(const struct trainer *t) {
     return out;
 }
 
-/* The held elements of one parameter, from the first on: those that this rank saves, then replicas of others. */
-static void list_part(struct trainer *t, const struct plan_param *p, int64_t first, int64_t count, bool writes,
-                      bool with_optimizer) {
+/* The held elements of one parameter, from the first on: those that this rank saves, then replicas of others.
+ */
+static void list_part(struct trainer *t, const struct plan_param *p, int64_t first, int64_t count,
+                      bool writes, bool with_optimizer) {
     struct checkpoint_tensor c = {.name = p->name,
                                   .num_dims = p->num_dims,
                                   .dims = {p->shard.full[0], p->shard.full[1]},
@@ -148,9 +149,8 @@ int state_load(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
     struct checkpoint_info info = {0};
     int status = 0;
-    if (cfg->load &&
-        checkpoint_find_together(group_of(t).world, cfg->load, config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0,
-                                 &info, err))
+    if (cfg->load && checkpoint_find_together(group_of(t).world, cfg->load,
+                                              config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0, &info, err))
         return -1;
     if (info.found) {
         status = load_from(t, cfg->load, cfg->finetune, err);

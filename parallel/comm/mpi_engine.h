@@ -1,10 +1,9 @@
 #pragma once
 /* The MPI transport (private; built with MPI=1). One engine per world, all of it guarded by one lock:
  *
- *   mpi_world.c         opens and closes, waits, and runs the helper thread that drives progress while the caller
- *                 computes
- *   mpi_flight.c  each operation is a state machine (a flight) of MPI_Isend and MPI_Irecv, so that any number
- *                 may be under way on any groups and no order of starts or waits between groups can deadlock
+ *   mpi_world.c         opens and closes, waits, and runs the helper thread that drives progress while the
+ * caller computes mpi_flight.c  each operation is a state machine (a flight) of MPI_Isend and MPI_Irecv, so
+ * that any number may be under way on any groups and no order of starts or waits between groups can deadlock
  *   mpi_watch.c   who waits for whom when a wait outlasts the patience
  *
  * All groups share one MPI communicator; a message's tag tells group, kind of collective, element type and
