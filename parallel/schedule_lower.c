@@ -38,9 +38,8 @@ static void pool_close(struct pool *p) {
     mem_free(p->sent);
 }
 
-static struct action *emit(struct lowering *l, const struct action *a) {
-    l->out->actions[l->out->count] = *a;
-    return &l->out->actions[l->out->count++];
+static void emit(struct lowering *l, const struct action *a) {
+    l->out->actions[l->out->count++] = *a;
 }
 
 static void emit_wait(struct lowering *l, struct pool *p, int buffer) {

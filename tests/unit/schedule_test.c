@@ -8,7 +8,8 @@ struct owner { /* of slots and buffers: the cell that lives there, or FREE */
     int slot[MAX_CHUNKS][MAX_MICRO], shared[CELLS], receive[64], send[64], grad[64];
     bool send_flies[64], grad_flies[64], received[64];
     int stage_of_cell[CELLS]; /* 1 after forward, 2 after backward, 3 after weight */
-    int alive, peak_alive;    /* frames */
+    int backwards[MAX_CHUNKS], weights[MAX_CHUNKS];
+    int alive, peak_alive; /* frames */
 };
 
 #define HOLDS(cond, what)                                                                                    \
@@ -50,6 +51,8 @@ static void replay_backward(const struct schedule *s, const struct schedule_shap
     bool first = shape->stage == 0 && a->chunk == 0;
     bool last = shape->stage == shape->stages - 1 && a->chunk == shape->chunks - 1;
     HOLDS(o->stage_of_cell[cell(a)]++ == 1, "a backward runs once, after its forward");
+    HOLDS(o->backwards[a->chunk]++ == a->micro_batch,
+          "gradients are summed over micro-batches in rising order");
     HOLDS(o->slot[a->chunk][a->slot] == cell(a) && o->shared[a->shared_slot] == cell(a),
           "the frame is still there");
     HOLDS(o->grad[a->buffer] == (last ? FREE : cell(a)) && !o->grad_flies[a->buffer],
@@ -62,6 +65,7 @@ static void replay_weight(const struct schedule *s, const struct schedule_shape 
                           const struct action *a, int i) {
     HOLDS(s->splits_backward && o->stage_of_cell[cell(a)]++ == 2,
           "weight gradients come once, after backward");
+    HOLDS(o->weights[a->chunk]++ == a->micro_batch, "gradients are summed in rising order");
     HOLDS(o->slot[a->chunk][a->slot] == cell(a) && o->shared[a->shared_slot] == cell(a),
           "the frame is still there");
     free_frame(o, a);
