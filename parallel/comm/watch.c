@@ -48,17 +48,19 @@ static bool calls_disagree(const struct watch_call *a, const struct watch_call *
     return !one;
 }
 
-/* True when a rank waits for this one, or this one for it, in calls of one group that cannot meet. */
+/* True when this rank and another member of its group wait in calls that cannot meet, unless most members
+ * wait in the same call as this one: then the others are the odd ones. */
 static bool disagrees(const struct watch_report *reports, int size, const struct watch_report *r) {
-    for (int i = 0; r->waiting && i < size; i++) {
+    int same = 0, different = 0;
+    for (int i = 0; i < size; i++) {
         const struct watch_report *other = &reports[i];
-        if (!other->answered || !other->waiting || !calls_disagree(&r->call, &other->call)) continue;
-        for (int k = 0; k < other->call.num_missing && k < WATCH_MISSING; k++)
-            if (other->call.missing[k] == r->rank) return true;
-        for (int k = 0; k < r->call.num_missing && k < WATCH_MISSING; k++)
-            if (r->call.missing[k] == other->rank) return true;
+        if (!other->answered || !other->waiting || other->call.group_id != r->call.group_id) continue;
+        if (calls_disagree(&r->call, &other->call))
+            different++;
+        else
+            same++;
     }
-    return false;
+    return different && same <= different;
 }
 
 enum standing { SIMPLY_WAITS, SILENT, BUSY, DISAGREES };
