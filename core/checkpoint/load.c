@@ -202,10 +202,6 @@ static enum checkpoint_outcome check_sums(struct load *l, struct err *err) {
     return outcome;
 }
 
-static enum checkpoint_outcome agree(const struct load *l, enum checkpoint_outcome outcome, struct err *err) {
-    return (enum checkpoint_outcome)checkpoint_agree(l->world, (int)outcome, err);
-}
-
 static enum checkpoint_outcome try_load(void *context, const char *path, struct err *err) {
     struct load *l = context;
     struct checkpoint_manifest *m = checkpoint_manifest_open(path, err);
@@ -214,8 +210,11 @@ static enum checkpoint_outcome try_load(void *context, const char *path, struct 
         checkpoint_reader_init(&l->reader, m);
         outcome = read_parts(l, err);
     }
-    outcome = agree(l, outcome, err);
-    if (outcome == CHECKPOINT_USED) outcome = agree(l, check_sums(l, err), err);
+    outcome = (enum checkpoint_outcome)checkpoint_agree(l->world, (int)outcome, err);
+    if (outcome == CHECKPOINT_USED) { /* the sums are the same everywhere: so is the outcome */
+        outcome = check_sums(l, err);
+        checkpoint_share(l->world, &outcome, sizeof(outcome));
+    }
     if (outcome == CHECKPOINT_USED) {
         l->state = m->state;
         if (m->release || l->options->finetune) l->state = (struct checkpoint_state){.seed = m->state.seed};

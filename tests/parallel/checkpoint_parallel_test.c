@@ -3,7 +3,7 @@
  * together. Two more ways to start it, for tests/end_to_end/checkpoint_killed_rank_test.sh:
  *
  *     --save-and-die DIR RANK N    saves 10, then 20; RANK kills itself before its N-th call that changes the
- *                                  disk while 20 is saved
+ *                                  disk while 20 is saved; when it lives, it prints how many calls it made
  *     --check DIR                  one rank: loads, compares every bit, prints the iteration
  */
 #include "tests/parallel/parallel.h"
@@ -20,11 +20,11 @@ static struct err err;
 
 /* ---- intercepted calls ---- */
 
-static bool full;      /* this rank finds no space */
-static int kill_after; /* calls until this rank kills itself; 0: never */
+static bool full;          /* this rank finds no space */
+static int calls, kill_at; /* this rank kills itself before that call; 0: never */
 
 static bool before_call(void) {
-    if (kill_after && --kill_after == 0) kill(getpid(), SIGKILL);
+    if (++calls == kill_at) kill(getpid(), SIGKILL);
     if (!full) return true;
     errno = ENOSPC;
     return false;
@@ -283,7 +283,7 @@ static int open_world(void) {
     return -1;
 }
 
-static int save_and_die(const char *dir, int victim, int calls) {
+static int save_and_die(const char *dir, int victim, int call) {
     struct checkpoint_model model = layout_llama();
     if (open_world()) return 1;
     struct comm *all = open_everyone();
@@ -292,8 +292,9 @@ static int save_and_die(const char *dir, int victim, int calls) {
     struct run r = run_open(all, &layouts[1], &model);
     if (run_save(&r, 10)) fprintf(stderr, "%s\n", err.text);
     comm_barrier(all);
-    if (comm_rank(all) == victim) kill_after = calls;
+    calls = 0, kill_at = comm_rank(all) == victim ? call : 0;
     int status = run_save(&r, 20);
+    if (comm_rank(all) == victim) printf("%d\n", calls);
     run_close(&r);
     comm_barrier(all);
     comm_close(all);
