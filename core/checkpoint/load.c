@@ -81,6 +81,7 @@ static int read_piece(struct load *l, struct read_runs *r, const struct checkpoi
     int64_t max_rows = checkpoint_staging_rows(e);
     struct checkpoint_block block = {0};
     checkpoint_rects_set(&l->rects, e, tensor);
+    CHECK(held || !l->rects.count, "%s: not all ranks have optimizer state", tensor->name);
     if (e->vocabulary) checkpoint_rects_limit(&l->rects, r->source->dims[0]);
     while (checkpoint_block_next(&block, &l->rects, e, block.first + block.num_rows, max_rows)) {
         int64_t place = checkpoint_block_in_place(&block);

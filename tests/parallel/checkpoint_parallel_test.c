@@ -20,6 +20,7 @@ static struct err err;
 
 /* ---- intercepted calls ---- */
 
+static int bad_reads;      /* so many reads of this rank fail */
 static bool full;          /* this rank finds no space */
 static int calls, kill_at; /* this rank kills itself before that call; 0: never */
 
@@ -31,6 +32,12 @@ static bool before_call(void) {
 }
 ssize_t pwrite(int fd, const void *data, size_t bytes, off_t offset) {
     return before_call() ? syscall(SYS_pwrite64, fd, data, bytes, offset) : -1;
+}
+ssize_t pread(int fd, void *data, size_t bytes, off_t offset) {
+    if (bad_reads == 0) return syscall(SYS_pread64, fd, data, bytes, offset);
+    bad_reads--;
+    errno = EIO;
+    return -1;
 }
 int fsync(int fd) { /* nobody cuts the power: no need to wait for the disk */
     (void)fd;
@@ -225,6 +232,26 @@ TEST(damage_that_one_rank_reads_sends_all_back_to_the_same_checkpoint) {
     comm_close(all);
 }
 
+TEST(a_read_error_on_one_rank_sends_all_back_to_the_same_checkpoint) {
+    struct comm *all = open_everyone();
+    struct checkpoint_model model = layout_gpt2();
+    share_dir(all);
+    struct run r = run_open(all, &layouts[3], &model);
+    EXPECT(!run_save(&r, 10) && !run_save(&r, 20), "%s", err.text);
+    for (int victim = 0; victim < comm_size(all); victim++) {
+        comm_barrier(all);
+        bad_reads = comm_rank(all) == victim;
+        EXPECT_EQ(run_resume(&r, 11), 10);
+        bad_reads = comm_rank(all) == victim ? 2 : 0;
+        EXPECT_EQ(run_resume(&r, 11), -1);
+        EXPECT_CONTAINS(err.text, "Input/output error");
+        EXPECT_EQ(run_resume(&r, 11), 20);
+    }
+    run_close(&r);
+    remove_dir(all);
+    comm_close(all);
+}
+
 static void wait_for_all(struct comm *all, const struct checkpoint_async *a) {
     int64_t writing = 1;
     for (int ms = 0; writing && ms < 20000; ms++) {
@@ -321,6 +348,7 @@ int main(int argc, char **argv) {
         CASE(one_rank_without_space_stops_all_with_its_message),
         CASE(the_lowest_rank_speaks_when_several_fail),
         CASE(damage_that_one_rank_reads_sends_all_back_to_the_same_checkpoint),
+        CASE(a_read_error_on_one_rank_sends_all_back_to_the_same_checkpoint),
         CASE(a_background_save_of_all_ranks_counts_from_its_finish_and_fails_together)};
     if (argc > 1 && !strcmp(argv[1], "--ranks")) return puts("4") < 0;
     if (argc == 5 && !strcmp(argv[1], "--save-and-die"))
