@@ -72,7 +72,16 @@ static int split_layers(struct setup *s, const struct config *cfg, struct err *e
         options.last_layers = (int)cfg->decoder_last_pipeline_num_layers;
     s->split =
         mem_new_array(struct pipeline_chunk, (size_t)(options.stages * options.chunks), "pipeline split");
-    return pipeline_split(&options, s->split, err);
+    if (pipeline_split(&options, s->split, err)) return -1;
+    for (int i = 0; i < options.stages * options.chunks; i++) {
+        const struct pipeline_chunk *c = &s->split[i];
+        if (!c->num_layers && !c->embedding && !c->head)
+            return err_set(err,
+                           "--pipeline-model-parallel-layout: chunk %d of stage %d holds nothing: give every "
+                           "stage a layer, the embedding or the loss",
+                           i / options.stages, i % options.stages);
+    }
+    return 0;
 }
 
 static const struct schedule *schedule_from_config(const struct config *cfg) {
