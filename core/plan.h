@@ -30,7 +30,7 @@ struct plan_layout {
     bool late_receive;
     int data, data_rank; /* ranks that share gradients (data x context parallel), and this one */
     enum plan_sharding sharding;
-    int num_buckets;               /* when not 0: buckets of about so many parts of all parameters */
+    int num_buckets;           /* when not 0: buckets of about so many parts of all parameters */
     int64_t bucket_elements;   /* a bucket closes when it holds so many; 0: one per chunk */
     bool overlap_param_gather; /* one gather runs ahead of its use: a second staging buffer */
     bool distribute_saved;     /* recomputed segments keep a tensor-parallel share of their input */

@@ -82,6 +82,8 @@ struct trainer {
     uint64_t start_ns;
     struct checkpoint_tensor *tensors; /* what this rank holds */
     int num_tensors;
+    struct checkpoint_async *async;  /* --async-save, else NULL */
+    bool saving;                     /* a save runs in the background; the same on all ranks */
     struct checkpoint_shape *shapes; /* every tensor of the model */
     int num_shapes;
     struct str config_json;
@@ -112,4 +114,8 @@ void report_layers(const struct trainer *t, FILE *out);
 void state_open(struct trainer *t);
 void state_close(struct trainer *t);
 int state_load(struct trainer *t, struct err *err);
+/* With --async-save the save goes on in the background: state_poll puts it in force once all ranks have
+ * written, state_finish waits for that. A save that is still running is finished first. */
 int state_save(struct trainer *t, struct err *err);
+int state_poll(struct trainer *t, struct err *err);
+int state_finish(struct trainer *t, struct err *err);
