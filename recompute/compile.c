@@ -111,7 +111,8 @@ static int write_backward_of(struct writer *w, int i, struct code *weight) {
 }
 
 /* With `weight`, gradients of parameters go to that list and what they read is held. */
-static void write_backward(const struct program *p, struct code *c, struct code *weight, recompute_set selected) {
+static void write_backward(const struct program *p, struct code *c, struct code *weight,
+                           recompute_set selected) {
     size_t n = (size_t)p->num_tensors;
     struct writer w = {.p = p,
                        .selected = selected,
@@ -133,7 +134,8 @@ static void write_forward(const struct program *p, struct code *c) {
     }
 }
 
-/* What the weight list reads lies in the hold area: the gradients of outputs, and inputs that are not kept. */
+/* What the weight list reads lies in the hold area: the gradients of outputs, and inputs that are not kept.
+ */
 static void lay_out_weight(const struct program *p, struct code *weight) {
     for (int i = 0; i < weight->num_instrs; i++) {
         const struct op *o = &p->ops[weight->at[i].op];
@@ -154,7 +156,8 @@ static bool touches(const struct program *p, const struct instr *in, int t) {
     bool is_forward = in->kind == INSTR_FORWARD || in->kind == INSTR_RERUN || in->kind == INSTR_FORWARD_END ||
                       in->kind == INSTR_RERUN_END;
     bool is_weight = in->kind == INSTR_WEIGHT || in->kind == INSTR_HOLD;
-    unsigned reads_in = is_forward ? ~0u : o->backward_reads_in, reads_out = is_forward ? ~0u : o->backward_reads_out;
+    unsigned reads_in = is_forward ? ~0u : o->backward_reads_in,
+             reads_out = is_forward ? ~0u : o->backward_reads_out;
     if (in->kind == INSTR_BACKWARD && o->def->backward_weight) reads_in &= ~o->weight_reads_in;
     if (is_weight) reads_out = 0;
     for (int k = 0; k < o->num_in; k++)

@@ -93,6 +93,8 @@ if build "build gcc" CC=gcc; then
     tree=$(tree_of CC=gcc)
     mapfile -t list < <(programs "$tree" unit kernels invariants)
     run "unit, kernel and invariant tests" "$tree" "${list[@]}"
+    mapfile -t list < <(programs "$tree" parallel)
+    JOBS=1 run "tests on several ranks" "$tree" ${list[@]+"${list[@]}"}
     if [ $level = full ]; then
         for script in tests/end_to_end/*_test.sh; do [ -e "$script" ] && scripts_found+=("$script"); done
         run "end-to-end tests" "$tree" ${scripts_found[@]+"${scripts_found[@]}"}
@@ -109,6 +111,9 @@ if [ $level = full ]; then
         mapfile -t list < <(programs "$tree" unit kernels invariants)
         export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
         TEST_TIMEOUT=${TEST_TIMEOUT:-600} run "address and undefined-behaviour sanitizers" "$tree" "${list[@]}"
+        # an MPI library keeps memory until the end; ours is counted by the tests themselves
+        mapfile -t list < <(programs "$tree" parallel)
+        ASAN_OPTIONS=detect_leaks=0 JOBS=1 run "sanitizers on several ranks" "$tree" ${list[@]+"${list[@]}"}
     fi
 
     # code that starts threads; other tests would only repeat what these show

@@ -57,7 +57,6 @@ void sync_set_overlap(struct sync *s, bool grad_reduce, bool param_gather) {
     s->overlap_gather = param_gather;
 }
 
-
 static bool is_sharded(const struct plan_bucket *b) {
     return b->shard_elements < b->elements;
 }
@@ -129,7 +128,8 @@ static void place_unit(struct executor *e, int bucket) {
     }
 }
 
-/* Brings the bucket's weights: from the staging buffer where they are on their way, or by a gather of its own. */
+/* Brings the bucket's weights: from the staging buffer where they are on their way, or by a gather of its
+ * own. */
 static void fetch(struct executor *e, int bucket) {
     struct sync *s = e->sync;
     int buffer = 0;
@@ -164,7 +164,8 @@ static int next_unit(const struct executor *e, const struct action *a, int segme
     int step = a->kind == ACTION_FORWARD ? 1 : -1;
     for (int i = segment + step; i >= c->first_segment && i < c->first_segment + c->num_segments; i += step) {
         int unit = e->plan->segments[i].unit;
-        if (unit >= 0 && e->plan->buckets[unit].gathers_weights && !has_unit_weights(e->sync, unit)) return unit;
+        if (unit >= 0 && e->plan->buckets[unit].gathers_weights && !has_unit_weights(e->sync, unit))
+            return unit;
     }
     return NOBODY;
 }
@@ -230,15 +231,16 @@ static void fold_unit(struct executor *e, int buffer) {
     *u = (struct unit_grads){NOBODY, NULL};
 }
 
-/* Gradients of a unit's parameters go to a buffer of their own, for this micro-batch alone. With the fused loss they are
- * written by forward already. */
+/* Gradients of a unit's parameters go to a buffer of their own, for this micro-batch alone. With the fused
+ * loss they are written by forward already. */
 static void need_unit_grads(struct executor *e, int segment) {
     const struct plan *plan = e->plan;
     struct sync *s = e->sync;
     int bucket = plan->segments[segment].unit, buffer = s->next_grads;
     fold_unit(e, buffer);
     char *base = executor_at(e, plan->unit_grads[buffer]);
-    KERNEL_CALL(fill, &e->stream, .y = base, .n = plan->buckets[bucket].elements, .value = 0, .dtype = DTYPE_F32);
+    KERNEL_CALL(fill, &e->stream, .y = base, .n = plan->buckets[bucket].elements, .value = 0,
+                .dtype = DTYPE_F32);
     for (int i = 0; i < plan->num_params; i++) {
         if (plan->params[i].bucket != bucket) continue;
         e->views[i].grad = (float *)(void *)(base + plan->params[i].grad);
@@ -282,17 +284,17 @@ void sync_after_segment(struct executor *e, const struct action *a, int segment)
     int unit = plan->segments[segment].unit;
     if (unit >= 0) {
         struct unit_grads *u = &s->unit_grads[s->running_grads];
-        *u = (struct unit_grads){unit, comm_start_reduce_scatter(
-                                           e->comms.data, executor_at(e, plan->unit_grads[s->running_grads]),
-                                           plan->buckets[unit].shard_elements, COMM_F32)};
+        *u = (struct unit_grads){
+            unit, comm_start_reduce_scatter(e->comms.data, executor_at(e, plan->unit_grads[s->running_grads]),
+                                            plan->buckets[unit].shard_elements, COMM_F32)};
     }
     if (!a->last_of_chunk || !s->overlap_grads) return;
     for (int i = 0; i < plan->num_buckets; i++)
         if (!plan->buckets[i].is_unit && plan->buckets[i].segment == segment) start_reduction(e, i);
 }
 
-/* Sums of held gradients over another group, for parameters of which each member makes a part; a few at a time in
- * flight. */
+/* Sums of held gradients over another group, for parameters of which each member makes a part; a few at a
+ * time in flight. */
 enum { IN_FLIGHT = 64 };
 struct sums {
     struct comm_request *requests[IN_FLIGHT];

@@ -1,5 +1,5 @@
-/* Weights: their start, their update, and sums over all of them. Each rank works on the elements that it holds;
- * sums over the model take each element once, from the rank that counts it. */
+/* Weights: their start, their update, and sums over all of them. Each rank works on the elements that it
+ * holds; sums over the model take each element once, from the rank that counts it. */
 #include "core/train/update.h"
 #include "core/base/hash.h"
 #include "core/train/sync.h"
@@ -8,8 +8,8 @@
 
 enum { INIT_ITERATION = -1 };
 
-/* Initial weights are a function of the seed, the parameter's name and the element's place in the whole tensor, so no
- * layout can change them. */
+/* Initial weights are a function of the seed, the parameter's name and the element's place in the whole
+ * tensor, so no layout can change them. */
 static struct rng_key init_key(const struct executor *e, const char *name) {
     return (struct rng_key){.seed = e->seed,
                             .iteration = (uint32_t)INIT_ITERATION,
@@ -120,8 +120,8 @@ void update_apply(struct executor *e, const struct update_options *o) {
     sync_weights_changed(e);
 }
 
-/* One term per element, of its name, place and bits; their sum does not depend on who holds what. Rows that only pad
- * the vocabulary are left out: their number depends on the layout. */
+/* One term per element, of its name, place and bits; their sum does not depend on who holds what. Rows that
+ * only pad the vocabulary are left out: their number depends on the layout. */
 static uint64_t hash_stretch(const float *x, int64_t count, uint64_t name, uint64_t first) {
     uint64_t sum = 0;
     for (int64_t i = 0; i < count; i++) {
