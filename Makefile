@@ -6,7 +6,7 @@
 -include config.mk
 CUDA   ?= 0
 NCCL   ?= 0
-MPI    ?= 0
+MPI    ?= auto
 PCRE2  ?= auto
 YAML   ?= auto
 DEBUG  ?= 0
@@ -20,20 +20,28 @@ has = $(shell echo '\#include <$(1)>' | $(CC) -E -x c $(2) - >/dev/null 2>&1 && 
 find = $(if $(filter auto,$($(1))),$(call has,$(2),$(3)),$($(1)))
 override PCRE2 := $(call find,PCRE2,pcre2.h,-DPCRE2_CODE_UNIT_WIDTH=8)
 override YAML  := $(call find,YAML,yaml.h)
-$(foreach bad,$(filter-out 0 1,$(PCRE2) $(YAML)),$(error a setting is '$(bad)': use auto, 0 or 1))
+# MPI: Open MPI's or MPICH's compiler wrapper says how to compile and link; mpi.h is a system header to us
+MPICC ?= mpicc
+ifneq ($(MPI),0)
+MPI_CPPFLAGS := $(patsubst -I%,-isystem %,$(filter -I% -D%,$(shell $(MPICC) --showme:compile 2>/dev/null || pkg-config --cflags ompi-c 2>/dev/null || pkg-config --cflags mpich 2>/dev/null)))
+MPI_LDLIBS   := $(shell $(MPICC) --showme:link 2>/dev/null || pkg-config --libs ompi-c 2>/dev/null || pkg-config --libs mpich 2>/dev/null)
+endif
+override MPI := $(call find,MPI,mpi.h,$(MPI_CPPFLAGS))
+$(if $(filter 1,$(MPI)),$(if $(filter 0,$(call has,mpi.h,$(MPI_CPPFLAGS))),$(error MPI=1, but mpi.h is not found: install an MPI (Debian: libopenmpi-dev openmpi-bin) or set MPICC, or build with MPI=0)))
+$(foreach bad,$(filter-out 0 1,$(PCRE2) $(YAML) $(MPI)),$(error a setting is '$(bad)': use auto, 0 or 1))
 
 # one build tree per setting, so that settings never mix
 CCNAME := $(notdir $(firstword $(CC)))
 comma := ,
-B := $(BUILD)/$(if $(filter 1,$(DEBUG)),debug,release)$(if $(SAN),-$(subst $(comma),-,$(SAN)))-$(CCNAME)$(if $(filter 0,$(PCRE2)),-nopcre2)$(if $(filter 0,$(YAML)),-noyaml)
+B := $(BUILD)/$(if $(filter 1,$(DEBUG)),debug,release)$(if $(SAN),-$(subst $(comma),-,$(SAN)))-$(CCNAME)$(if $(filter 0,$(PCRE2)),-nopcre2)$(if $(filter 0,$(YAML)),-noyaml)$(if $(filter 0,$(MPI)),-nompi)
 
 WARN     := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wundef -Wvla $(if $(findstring clang,$(CCNAME)),-Wno-pass-failed) $(if $(filter 1,$(WERROR)),-Werror)
 OPT      := $(if $(filter 1,$(DEBUG)),-O1,-O3) -g -fno-omit-frame-pointer
-CPPFLAGS += -I. -MMD -MP $(if $(filter 1,$(PCRE2)),-DWITH_PCRE2 -DPCRE2_CODE_UNIT_WIDTH=8) $(if $(filter 1,$(YAML)),-DWITH_YAML)
+CPPFLAGS += -I. -MMD -MP $(if $(filter 1,$(PCRE2)),-DWITH_PCRE2 -DPCRE2_CODE_UNIT_WIDTH=8) $(if $(filter 1,$(YAML)),-DWITH_YAML) $(if $(filter 1,$(MPI)),-DWITH_MPI)
 CFLAGS   += -std=c11 -D_GNU_SOURCE $(OPT) -fno-math-errno -fno-trapping-math -fopenmp-simd -pthread $(WARN) \
             $(if $(filter 1,$(DEBUG)),-DPOISON) $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all)
 LDFLAGS  += -pthread $(if $(SAN),-fsanitize=$(SAN))
-LDLIBS   += $(if $(filter 1,$(PCRE2)),-lpcre2-8) $(if $(filter 1,$(YAML)),-lyaml) -lm
+LDLIBS   += $(if $(filter 1,$(PCRE2)),-lpcre2-8) $(if $(filter 1,$(YAML)),-lyaml) $(if $(filter 1,$(MPI)),$(MPI_LDLIBS)) -lm
 
 # kernels/cpu/*.c is compiled once for each instruction set; CPU_ISA names the set inside the source
 ARCH := $(shell $(CC) -dumpmachine)
@@ -43,11 +51,11 @@ ISA_avx2    := -mavx2 -mfma -mf16c -mbmi -mbmi2
 ISA_avx512  := $(ISA_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
 ISA_amx     := $(ISA_avx512) -mavx512bf16 -mamx-tile -mamx-bf16
 
-SRC  := $(sort $(shell find core kernels parallel recompute -name '*.c' -not -path 'kernels/cpu/*' -not -path 'kernels/cuda/*'))
+SRC  := $(sort $(shell find core kernels parallel recompute -name '*.c' -not -path 'kernels/cpu/*' -not -path 'kernels/cuda/*'$(if $(filter 0,$(MPI)), -not -path 'parallel/comm/mpi_*')))
 CPU  := $(sort $(wildcard kernels/cpu/*.c))
 LIB  := $(SRC:%.c=$B/%.o) $(foreach isa,$(ISAS),$(CPU:%.c=$B/%.$(isa).o))
 BIN  := $(patsubst cmd/%.c,$B/%,$(sort $(wildcard cmd/*.c)))
-TEST := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/unit/*.c tests/kernels/*.c tests/invariants/*.c)))
+TEST := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/unit/*.c tests/kernels/*.c tests/invariants/*.c tests/parallel/*.c)))
 FUZZ := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/fuzz/*.c)))
 BENCH := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/bench/*.c)))
 
@@ -95,6 +103,7 @@ $B/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,CC,$<)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+$B/parallel/comm/mpi_%.o: CPPFLAGS += $(MPI_CPPFLAGS)
 $B/core/base/version.o: CPPFLAGS += -DBUILD_SETTINGS='"$(CCNAME) pcre2=$(PCRE2) yaml=$(YAML) cuda=$(CUDA) nccl=$(NCCL) mpi=$(MPI) cpu=[$(ISAS)]$(if $(SAN), san=$(SAN))"'
 -include $(shell find $B -name '*.d' 2>/dev/null)
 .PHONY: all tests test fuzzers benches format clean help

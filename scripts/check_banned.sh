@@ -15,6 +15,7 @@ allowed=$(
     cat <<'END'
 core/base/mem.c  memory   the one place where host memory is taken
 core/base/log.c  output   the logger
+parallel/comm/launch.c  getenv  what launchers say about this process
 cmd/             output   a program prints
 tests/           output   a test prints its TAP lines
 tests/           memory   a test may own what it frees itself

@@ -26,6 +26,8 @@ find_missing() {
     command_exists make || need make required "builds the program"
     header_exists pcre2.h -DPCRE2_CODE_UNIT_WIDTH=8 || need libpcre2-dev optional "split patterns of the BPE tokenizers"
     header_exists yaml.h || need libyaml-dev optional "--yaml-cfg"
+    command_exists mpicc || need libopenmpi-dev optional "training on several ranks"
+    command_exists mpirun || need openmpi-bin optional "training on several ranks"
     [ "$what" = test ] || return 0
     command_exists python3 || need python3 required "reads and checks output files in tests"
     command_exists clang || need clang optional "second compiler, fuzzers"

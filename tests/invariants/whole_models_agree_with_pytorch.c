@@ -106,7 +106,9 @@ static void check(const char *what, bool llama, const struct kernels *kernels, b
 
 static void check_everywhere(bool llama) {
     static const char *const isas[] = {"reference", "generic", "avx2", "avx512", "amx"};
-    struct recompute_policy none = {0}, full = {RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 2, 0};
+    struct recompute_policy none = {0}, full = {.granularity = RECOMPUTE_FULL,
+                                                .method = RECOMPUTE_UNIFORM,
+                                                .num_layers = 2};
     for (size_t i = 0; i < ARRAY_COUNT(isas); i++) {
         const struct kernels *k = i ? kernels_cpu_isa(isas[i]) : kernels_reference();
         if (!k) continue;
