@@ -17,6 +17,7 @@ core/base/mem.c  memory   the one place where host memory is taken
 core/base/log.c  output   the logger
 parallel/comm/launch.c  getenv  what launchers say about this process
 cmd/             output   a program prints
+tests/parallel/comm_failure_test.c  getenv  whether it runs under mpirun
 tests/           output   a test prints its TAP lines
 tests/           memory   a test may own what it frees itself
 END

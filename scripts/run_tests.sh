@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs test programs and scripts, several at a time, and counts their TAP lines.
 #     scripts/run_tests.sh BUILD_DIR PROGRAM...
-# A C program is run as it is, a *.sh with BUILD_DIR as its argument (and as $B). One that crashes, runs longer
+# A C program is run as it is, a *.sh with BUILD_DIR as its argument (and as $B), and one of tests/parallel under
+# mpirun, once for each number of ranks that it names (--ranks; 0: it starts its ranks itself). One that crashes, runs longer
 # than $TEST_TIMEOUT seconds (300), or prints no test line counts as one failed test. Output of each goes to
 # BUILD_DIR/test-logs/. $JOBS programs run at once (one per processor). With $TALLY set, "passed failed skipped"
 # is appended to that file and the failures to $TALLY.failures. The last line is the count; exit status 1 when
@@ -20,15 +21,37 @@ log_name() { # build/release-gcc/tests/unit/x_test -> unit.x_test
     echo "${name//\//.}"
 }
 
+run_program() { # by name, with a path; adds to $log
+    case $1 in
+    /*) timeout -k 5 "$TEST_TIMEOUT" "$@" ;;
+    *) timeout -k 5 "$TEST_TIMEOUT" "./$1" "${@:2}" ;;
+    esac >>"$log" 2>&1 </dev/null
+}
+
+run_ranks() { # program of tests/parallel
+    local program=$1 counts n worst=0
+    case $program in /*) ;; *) program=./$program ;; esac
+    counts=$("$program" --ranks) || return
+    if [ "$counts" = 0 ] || [ "$counts" = 1 ]; then run_program "$program"; return; fi
+    if ! command -v mpirun >/dev/null; then echo "ok 1 - ${program##*/} # SKIP no mpirun here" >>"$log"; return; fi
+    # more ranks than processors is what these tests are about; root has to say so twice
+    [ "$(id -u)" != 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    for n in $counts; do
+        timeout -k 5 "$TEST_TIMEOUT" mpirun --oversubscribe --bind-to none -np "$n" "$program" >>"$log" 2>&1 </dev/null || worst=$?
+    done
+    return $worst
+}
+
 run_one() {
     local program=$1 name log start status=0 passed failed skipped
     name=$(log_name "$program")
     log=$LOGS/$name.log
     start=$(date +%s%N)
+    : >"$log"
     case $program in
     *.sh) timeout -k 5 "$TEST_TIMEOUT" bash "$program" "$B" >"$log" 2>&1 </dev/null || status=$? ;;
-    /*) timeout -k 5 "$TEST_TIMEOUT" "$program" >"$log" 2>&1 </dev/null || status=$? ;;
-    *) timeout -k 5 "$TEST_TIMEOUT" "./$program" >"$log" 2>&1 </dev/null || status=$? ;;
+    */tests/parallel/*) run_ranks "$program" || status=$? ;;
+    *) run_program "$program" || status=$? ;;
     esac
     local ms=$((($(date +%s%N) - start) / 1000000))
     skipped=$(grep -cE '^ok .*# SKIP' "$log")
@@ -64,7 +87,7 @@ run_one() {
     fi
     printf '%s\n' "$text"
 }
-export -f run_one log_name
+export -f run_one run_program run_ranks log_name
 
 [ $# = 0 ] || printf '%s\0' "$@" | xargs -0 -n 1 -P "${JOBS:-$(nproc)}" bash -c 'run_one "$1"' run_one
 

@@ -93,6 +93,8 @@ if build "build gcc" CC=gcc; then
     tree=$(tree_of CC=gcc)
     mapfile -t list < <(programs "$tree" unit kernels invariants)
     run "unit, kernel and invariant tests" "$tree" "${list[@]}"
+    mapfile -t list < <(programs "$tree" parallel)
+    JOBS=1 run "tests on several ranks" "$tree" ${list[@]+"${list[@]}"}
     if [ $level = full ]; then
         for script in tests/end_to_end/*_test.sh; do [ -e "$script" ] && scripts_found+=("$script"); done
         run "end-to-end tests" "$tree" ${scripts_found[@]+"${scripts_found[@]}"}

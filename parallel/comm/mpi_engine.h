@@ -1,10 +1,9 @@
 #pragma once
 /* The MPI transport (private; built with MPI=1). One engine per world, all of it guarded by one lock:
  *
- *   mpi_world.c         opens and closes, waits, and runs the helper thread that drives progress while the caller
- *                 computes
- *   mpi_flight.c  each operation is a state machine (a flight) of MPI_Isend and MPI_Irecv, so that any number
- *                 may be under way on any groups and no order of starts or waits between groups can deadlock
+ *   mpi_world.c         opens and closes, waits, and runs the helper thread that drives progress while the
+ * caller computes mpi_flight.c  each operation is a state machine (a flight) of MPI_Isend and MPI_Irecv, so
+ * that any number may be under way on any groups and no order of starts or waits between groups can deadlock
  *   mpi_watch.c   who waits for whom when a wait outlasts the patience
  *
  * All groups share one MPI communicator; a message's tag tells group, kind of collective, element type and
@@ -62,6 +61,7 @@ struct mpi_waiter {
     struct mpi_waiter *next;
 };
 
+struct mpi_watch;
 struct mpi_engine {
     struct comm_world *world;
     pthread_mutex_t lock;
@@ -72,6 +72,8 @@ struct mpi_engine {
     MPI_Comm data, watch;
     int next_id, max_id;
     int64_t spin_ns;
+    uint64_t last_call_ns;         /* a wait ended */
+    struct mpi_watch *watch_state; /* NULL with one rank */
     int active;
     struct flight *first, *last;
     struct flight flights[COMM_MAX_REQUESTS];
@@ -82,6 +84,12 @@ struct mpi_engine {
 /* All with the lock held. */
 void mpi_flight_start(struct mpi_engine *engine, struct comm_request *request);
 int mpi_engine_progress(struct mpi_engine *engine); /* messages and flights that ended */
+void mpi_watch_open(struct mpi_engine *engine);
+void mpi_watch_close(struct mpi_engine *engine);
+void mpi_watch_poll(struct mpi_engine *engine, uint64_t now); /* answers; cheap, does nothing for 100 ms */
+void mpi_watch_call_ended(struct mpi_engine *engine, const struct comm_request *request);
+/* The wait has outlasted the patience. Ends the job, unless the wait ends or another rank does it. */
+void mpi_watch_expired(struct mpi_engine *engine, const struct mpi_waiter *waiter);
 _Noreturn void mpi_failed(const char *file, int line, const char *call, int code);
 
 #define MPI_CHECK(call)                                                                                      \

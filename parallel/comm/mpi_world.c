@@ -47,6 +47,10 @@ static void mpi_wait(struct comm_request *request) {
         if (request->done) break;
         uint64_t now = comm_now_ns();
         if (events) last_event = now;
+        mpi_watch_poll(engine, now);
+        double patience = engine->world->timeout_s;
+        if (patience > 0 && (double)(now - waiter.since_ns) > patience * 1e9)
+            mpi_watch_expired(engine, &waiter);
         pthread_mutex_unlock(&engine->lock);
         back_off(engine, now - last_event);
         pthread_mutex_lock(&engine->lock);
@@ -54,6 +58,7 @@ static void mpi_wait(struct comm_request *request) {
     struct mpi_waiter **at = &engine->waiters;
     while (*at != &waiter) at = &(*at)->next;
     *at = waiter.next;
+    mpi_watch_call_ended(engine, request);
     if (engine->active && engine->helper_sleeps && !engine->waiters) pthread_cond_signal(&engine->wake);
     pthread_mutex_unlock(&engine->lock);
 }
@@ -93,6 +98,7 @@ static void *helper_run(void *argument) {
     prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
     pthread_mutex_lock(&engine->lock);
     while (!engine->stop) {
+        mpi_watch_poll(engine, comm_now_ns());
         if (!engine->active || engine->waiters) { /* a waiter drives progress itself */
             helper_sleep(engine);
             continue;
@@ -194,6 +200,7 @@ static void engine_open(struct comm_world *world) {
     MPI_CHECK(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &tag_limit, &found));
     engine->max_id = found ? (*tag_limit >> MPI_ID_SHIFT) - 1 : 0;
     open_group_of_all(engine);
+    mpi_watch_open(engine);
     engine_to_abort = engine;
 }
 
@@ -228,6 +235,7 @@ static void mpi_world_close(struct comm_world *world) {
     pthread_cond_signal(&engine->wake);
     pthread_mutex_unlock(&engine->lock);
     pthread_join(engine->helper, NULL);
+    mpi_watch_close(engine);
     MPI_CHECK(MPI_Comm_free(&engine->data));
     MPI_CHECK(MPI_Comm_free(&engine->watch));
     die_set_hook(NULL);

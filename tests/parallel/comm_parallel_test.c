@@ -176,7 +176,7 @@ TEST(reduce_scatter_gives_each_member_its_slice) {
     int size = comm_size(comm), rank = comm_rank(comm);
     for (int dtype = 0; dtype < COMM_DTYPE_COUNT; dtype++)
         for (size_t c = 0; c < ARRAY_COUNT(counts); c++) {
-            int64_t n = counts[c];
+            int64_t n = counts[c] / (c > 5 ? size : 1);
             char *buf = malloc((size_t)(n * size + 1) * 8);
             fill(buf, dtype, 0, n * size, rank, 11);
             comm_reduce_scatter(comm, buf, n, dtype);

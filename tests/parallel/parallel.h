@@ -3,11 +3,12 @@
  *
  *     RUN_PARALLEL_TESTS("1 2 3 4 8", CASE(a), CASE(b))
  *
- * where the text says with how many ranks scripts/run_tests.sh shall start it (`program --ranks` prints it).
- * All ranks run each test; `world` is open. Rank 0 prints "ok" when no rank failed; a rank that fails prints
- * its own "not ok" line, so that a broken communicator cannot hide a failure. */
+ * where the text says with how many ranks scripts/run_tests.sh shall start it (`program --ranks` prints it; 1
+ * when built without MPI). All ranks run each test; `world` is open. Rank 0 prints "ok" when no rank failed;
+ * a rank that fails prints its own "not ok" line, so that a broken communicator cannot hide a failure. */
 #include "core/base/check.h"
 #include "parallel/comm/comm.h"
+#include "parallel/comm/launch.h"
 #include "tests/test.h"
 #include <stdio.h>
 #include <unistd.h>
@@ -46,6 +47,6 @@ static inline int parallel_run(const struct test_case *cases, int count, int arg
 #define RUN_PARALLEL_TESTS(ranks, ...)                                                                       \
     int main(int argc, char **argv) {                                                                        \
         static const struct test_case cases[] = {__VA_ARGS__};                                               \
-        if (argc > 1 && !strcmp(argv[1], "--ranks")) return puts(ranks) < 0;                                 \
+        if (argc > 1 && !strcmp(argv[1], "--ranks")) return puts(launch_has_mpi() ? ranks : "1") < 0;        \
         return parallel_run(cases, (int)(sizeof(cases) / sizeof(cases[0])), argc, argv);                     \
     }
