@@ -150,6 +150,7 @@ static struct whole whole_new(const struct loss_case *c, enum dtype t) {
     for (int r = 0; r < ROWS; r++) {
         w.mask[r] = r % 4 == 3 ? 0 : r % 2 ? 0.5f : 1;
         w.labels[r] = w.mask[r] == 0 ? -100 : (int32_t)((r * 7919 + c->real - 1) % c->real);
+        if (r == ROWS - 1) w.labels[r] = (int32_t)c->real - 1; /* in another shard: behind the last row */
         for (int64_t v = 0; v < c->real; v++) w.lse[r] += exp(tensor_at(&w.logits, r * c->vocab + v));
         w.lse[r] = log(w.lse[r]);
         if (w.mask[r] == 0) continue;
