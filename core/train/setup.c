@@ -172,9 +172,6 @@ int setup_open(struct setup *s, const struct config *cfg, int rank, struct err *
     if (cfg->device == DEVICE_CUDA)
         return err_set(err, "--device cuda: this build has no CUDA backend; use --device cpu or auto");
     if (ranks_mesh(cfg, rank, &mesh, err)) return -1;
-    if (mesh.shape.context > 1)
-        return err_set(err, "--context-parallel-size %d: this version splits no sequence; use 1",
-                       mesh.shape.context);
     if (find_vocabulary(s, cfg, err) || split_layers(s, cfg, err)) return -1;
     s->threads = threads_open(config_is_set(cfg, cpu_threads) ? (int)cfg->cpu_threads : 0);
     request.threads = s->threads;
