@@ -36,9 +36,16 @@ static void back_off(const struct mpi_engine *engine, uint64_t idle_ns) {
         sleep_ns(idle_ns < 20000000 ? 20000 : 200000);
 }
 
+/* For callers: the helper thread, which would take the lock again at once, steps back for them. */
+static void enter(struct mpi_engine *engine) {
+    atomic_fetch_add(&engine->callers, 1);
+    pthread_mutex_lock(&engine->lock);
+    atomic_fetch_sub(&engine->callers, 1);
+}
+
 static void mpi_wait(struct comm_request *request) {
     struct mpi_engine *engine = request->comm->world->state;
-    pthread_mutex_lock(&engine->lock);
+    enter(engine);
     struct mpi_waiter waiter = {request, comm_now_ns(), engine->waiters};
     engine->waiters = &waiter;
     uint64_t last_event = waiter.since_ns;
@@ -53,7 +60,7 @@ static void mpi_wait(struct comm_request *request) {
             mpi_watch_expired(engine, &waiter);
         pthread_mutex_unlock(&engine->lock);
         back_off(engine, now - last_event);
-        pthread_mutex_lock(&engine->lock);
+        enter(engine);
     }
     struct mpi_waiter **at = &engine->waiters;
     while (*at != &waiter) at = &(*at)->next;
@@ -65,7 +72,7 @@ static void mpi_wait(struct comm_request *request) {
 
 static bool mpi_test(struct comm_request *request) {
     struct mpi_engine *engine = request->comm->world->state;
-    pthread_mutex_lock(&engine->lock);
+    enter(engine);
     if (!request->done) mpi_engine_progress(engine);
     bool done = request->done;
     pthread_mutex_unlock(&engine->lock);
@@ -74,7 +81,7 @@ static bool mpi_test(struct comm_request *request) {
 
 static void mpi_start(struct comm_request *request) {
     struct mpi_engine *engine = request->comm->world->state;
-    pthread_mutex_lock(&engine->lock);
+    enter(engine);
     mpi_flight_start(engine, request);
     if (engine->helper_sleeps && !engine->waiters && !request->done) pthread_cond_signal(&engine->wake);
     pthread_mutex_unlock(&engine->lock);
@@ -104,9 +111,10 @@ static void *helper_run(void *argument) {
             continue;
         }
         uint64_t now = comm_now_ns();
-        if (mpi_engine_progress(engine)) last_event = now;
+        int events = mpi_engine_progress(engine);
+        if (events) last_event = now;
         pthread_mutex_unlock(&engine->lock);
-        sleep_ns(now - last_event < 1000000 ? 20000 : 50000);
+        if (!events || atomic_load(&engine->callers)) sleep_ns(now - last_event < 1000000 ? 20000 : 50000);
         pthread_mutex_lock(&engine->lock);
     }
     pthread_mutex_unlock(&engine->lock);
