@@ -1,4 +1,4 @@
-/* main: parse, plan, (dry run: print and stop), allocate, train, free. */
+/* main: find the other ranks, parse, plan, (dry run: print and stop), allocate, train, free. */
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/base/version.h"
@@ -7,16 +7,18 @@
 #include <stdio.h>
 #include <string.h>
 
-static int usage_error(const struct err *err) {
-    log_error("%s", err->text);
+/* Every rank has met the same error: one of them says so. */
+static int usage_error(const struct ranks *ranks, const struct err *err) {
+    if (ranks->rank == 0) log_error("%s", err->text);
     return STATUS_USAGE;
 }
 
 static void list_modules(struct config_module *modules) {
     for (int i = 0; i < MODULE_COUNT; i++)
-        modules[i] =
-            (struct config_module){recompute_module_info(i)->name, i != MODULE_layer,
-                                   "it is what full recompute selects; use --recompute-granularity full"};
+        modules[i] = (struct config_module){
+            recompute_module_info(i)->name, !recompute_module_info(i)->is_internal,
+            i == MODULE_layer ? "it is what full recompute selects; use --recompute-granularity full"
+                              : "it is always recomputed"};
 }
 
 static int write_file(const char *path, const struct str *text, struct err *err) {
@@ -26,40 +28,95 @@ static int write_file(const char *path, const struct str *text, struct err *err)
     return 0;
 }
 
-/* --dry-run is the plan, printed. */
-static int dry_run(const struct config *cfg, struct err *err) {
+/* Ranks of one pipeline stage have the same plan: the first of them is printed, all are listed in the JSON.
+ */
+struct stage_plan {
+    struct str json; /* empty: not planned yet */
+    size_t bytes;
+    int64_t parameters;
+    double flops, rerun_flops;
+};
+
+static int plan_stage(const struct config *cfg, int rank, struct stage_plan *out, struct err *err) {
     struct setup setup;
-    struct str json = {0};
-    int status = STATUS_OK;
-    if (setup_open(&setup, cfg, err)) {
-        setup_close(&setup);
-        return usage_error(err);
+    const struct plan *plan = &setup.plan;
+    int status = setup_open(&setup, cfg, rank, err);
+    if (!status) {
+        plan_print_memory(plan, rank, stdout);
+        if (rank == 0) plan_print_recompute(plan, stdout);
+        if (rank == 0 && cfg->recompute_trace) plan_print_trace(plan, stdout);
+        plan_write_json(plan, &out->json);
+        out->bytes = plan->arena_bytes;
+        out->parameters = plan->num_parameters;
+        out->flops = plan->step_gemm_flops;
+        out->rerun_flops = plan->step_rerun_gemm_flops;
     }
-    plan_print_memory(&setup.plan, stdout);
-    plan_print_recompute(&setup.plan, stdout);
-    if (cfg->recompute_trace) plan_print_trace(&setup.plan, stdout);
-    plan_write_json(&setup.plan, &json);
-    if (cfg->dry_run_json && write_file(cfg->dry_run_json, &json, err)) status = usage_error(err);
-    if (config_is_set(cfg, device_memory_limit) &&
-        setup.plan.arena_bytes > (uint64_t)cfg->device_memory_limit) {
-        log_error("the plan does not fit --device-memory-limit");
-        status = STATUS_OUT_OF_MEMORY;
-    }
-    str_free(&json);
     setup_close(&setup);
     return status;
 }
 
-static int train(const struct config *cfg, struct err *err) {
+/* --dry-run is the plan of every rank, printed. */
+static int plan_world(const struct config *cfg, struct stage_plan *stages, struct str *json,
+                      size_t *largest_p, struct err *err) {
+    int world = (int)cfg->world_size, largest_rank = 0;
+    double flops = 0, rerun_flops = 0;
+    str_puts(json, "{\"ranks\": [");
+    for (int rank = 0; rank < world; rank++) {
+        struct mesh mesh;
+        if (ranks_mesh(cfg, rank, &mesh, err)) return -1;
+        struct stage_plan *stage = &stages[mesh.pp];
+        if (!stage->json.length && plan_stage(cfg, rank, stage, err)) return -1;
+        str_printf(json, "%s\n{\"rank\": %d, %s", rank ? "," : "", rank, stage->json.data + 1);
+        if (stage->bytes > *largest_p) *largest_p = stage->bytes, largest_rank = rank;
+        flops += stage->flops;
+        rerun_flops += stage->rerun_flops;
+    }
+    str_printf(json,
+               "],\n\"world_size\": %d, \"max_peak_allocated_bytes\": %zu, \"max_peak_rank\": %d, "
+               "\"step_flops\": %.17g, \"step_recompute_flops\": %.17g}",
+               world, *largest_p, largest_rank, flops, rerun_flops);
+    if (world > 1) {
+        char size[32];
+        printf("of %d ranks, rank %d has the highest peak: %zu bytes, %s\n", world, largest_rank, *largest_p,
+               str_format_bytes(size, sizeof(size), (double)*largest_p));
+    }
+    return 0;
+}
+
+static int dry_run(const struct config *cfg, const struct ranks *ranks, struct err *err) {
+    struct str json = {0};
+    size_t largest = 0;
+    int status = STATUS_OK;
+    if (ranks->rank > 0) return STATUS_OK;
+    size_t count = (size_t)cfg->pipeline_model_parallel_size;
+    struct stage_plan *stages = mem_new_array(struct stage_plan, count, "plans of the stages");
+    if (plan_world(cfg, stages, &json, &largest, err)) {
+        status = usage_error(ranks, err);
+    } else if (cfg->dry_run_json && write_file(cfg->dry_run_json, &json, err)) {
+        status = usage_error(ranks, err);
+    } else if (config_is_set(cfg, device_memory_limit) && largest > (uint64_t)cfg->device_memory_limit) {
+        log_error("the plan does not fit --device-memory-limit");
+        status = STATUS_OUT_OF_MEMORY;
+    }
+    for (size_t i = 0; i < count; i++) str_free(&stages[i].json);
+    mem_free(stages);
+    str_free(&json);
+    return status;
+}
+
+static int train(const struct config *cfg, const struct ranks *ranks, struct err *err) {
     struct trainer trainer;
     int status = STATUS_USAGE;
-    if (trainer_open(&trainer, cfg, err)) {
-        usage_error(err);
+    if (trainer_open(&trainer, cfg, ranks, err)) {
+        usage_error(ranks, err);
     } else {
-        plan_print_memory(&trainer.setup.plan, stdout);
-        plan_print_recompute(&trainer.setup.plan, stdout);
-        if (cfg->recompute_trace) plan_print_trace(&trainer.setup.plan, stdout);
-        fflush(stdout);
+        if (ranks->rank == 0) {
+            plan_print_memory(&trainer.setup.plan, 0, stdout);
+            plan_print_recompute(&trainer.setup.plan, stdout);
+            if (cfg->recompute_trace) plan_print_trace(&trainer.setup.plan, stdout);
+            report_layers(&trainer, stdout);
+            fflush(stdout);
+        }
         status = trainer_run(&trainer);
     }
     trainer_close(&trainer);
@@ -91,33 +148,54 @@ static void set_log_level(const struct config *cfg) {
                                              : LOG_ERROR);
 }
 
-static int run(struct config *cfg, struct err *err) {
+static int print_topology(const struct config *cfg, const struct ranks *ranks, struct err *err) {
+    struct mesh mesh;
+    if (ranks_mesh(cfg, 0, &mesh, err)) return usage_error(ranks, err);
+    if (ranks->rank == 0) mesh_print(&mesh.shape, stdout);
+    return STATUS_OK;
+}
+
+static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
     struct config_module modules[MODULE_COUNT];
     struct str json = {0};
     set_log_level(cfg);
     list_modules(modules);
-    if (cfg->use_checkpoint_args && load_checkpoint_args(cfg, err)) return usage_error(err);
-    if (config_validate(cfg, modules, MODULE_COUNT, err)) return usage_error(err);
-    config_print_notes(stderr, cfg);
-    config_print_resolved(stdout, cfg);
-    if (cfg->resolved_config_file) {
+    cfg->running_ranks = ranks->size;
+    if (cfg->use_checkpoint_args && load_checkpoint_args(cfg, err)) return usage_error(ranks, err);
+    if (config_validate(cfg, modules, MODULE_COUNT, err)) return usage_error(ranks, err);
+    if (cfg->print_topology) return print_topology(cfg, ranks, err);
+    if (ranks->rank == 0) {
+        config_print_notes(stderr, cfg);
+        config_print_resolved(stdout, cfg);
+    }
+    if (cfg->resolved_config_file && ranks->rank == 0) {
         config_write_json(&json, cfg);
         int status = write_file(cfg->resolved_config_file, &json, err);
         str_free(&json);
-        if (status) return usage_error(err);
+        if (status) die(STATUS_USAGE, "%s", err->text);
     }
-    return cfg->dry_run ? dry_run(cfg, err) : train(cfg, err);
+    if (cfg->dry_run) return dry_run(cfg, ranks, err);
+    if (ranks_open_groups(ranks, cfg, err)) return usage_error(ranks, err);
+    return train(cfg, ranks, err);
 }
 
 int main(int argc, char **argv) {
+    struct ranks ranks;
     struct config cfg;
     struct err err;
     int status = STATUS_OK;
-    if (config_parse(argc, (const char *const *)argv, &cfg, &err)) return usage_error(&err);
-    if (cfg.version)
-        puts(version_string());
-    else if (!config_answer(stdout, &cfg))
-        status = run(&cfg, &err);
-    config_free(&cfg);
+    if (ranks_open(&ranks, &err)) {
+        log_error("%s", err.text);
+        return STATUS_USAGE;
+    }
+    if (config_parse(argc, (const char *const *)argv, &cfg, &err)) {
+        status = usage_error(&ranks, &err);
+    } else {
+        if (cfg.version && ranks.rank == 0) puts(version_string());
+        if (!cfg.version && (ranks.rank > 0 || !config_answer(stdout, &cfg)))
+            status = run(&cfg, &ranks, &err);
+        config_free(&cfg);
+    }
+    ranks_close(&ranks);
     return status;
 }

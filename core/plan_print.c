@@ -41,12 +41,26 @@ static void ledger_add_frame(struct ledger *l, const struct plan *plan, const st
             ledger_add(l, label_of(p, &p->tensors[t]), align_up(p->tensors[t].bytes));
 }
 
+static void ledger_add_slot(struct ledger *l, const struct plan *plan, const struct plan_chunk *chunk,
+                            int slot) {
+    size_t end = plan->peak_live_end[slot], held = 0;
+    for (int i = chunk->first_segment; i < chunk->first_segment + chunk->num_segments; i++) {
+        ledger_add_frame(l, plan, &plan->segments[i], end);
+        held += plan->compiled[plan->segments[i].compiled].weight.work_bytes;
+    }
+    if (held && end == chunk->slot_bytes) ledger_add(l, "held_for_weight_gradients", held);
+}
+
 /* Activation memory at the peak, by module; adds up to the activations category. */
 static struct ledger activations_by_module(const struct plan *plan) {
     struct ledger l = {0};
-    for (int slot = 0; slot < plan->num_slots; slot++)
-        for (int i = 0; i < plan->num_segments; i++)
-            ledger_add_frame(&l, plan, &plan->segments[i], plan->peak_live_end[slot]);
+    for (int v = 0; v < plan->num_chunks; v++)
+        for (int slot = plan->chunks[v].first_slot;
+             slot < plan->chunks[v].first_slot + plan->chunks[v].num_slots; slot++)
+            ledger_add_slot(&l, plan, &plan->chunks[v], slot);
+    size_t holes = plan->peak_frame_bytes;
+    for (int i = 0; i < l.count; i++) holes -= l.bytes[i];
+    if (holes) ledger_add(&l, "empty_slots", holes); /* below a slot that is in use */
     if (plan->fixed_bytes[CATEGORY_ACTIVATIONS])
         ledger_add(&l, "hidden_gradient", plan->fixed_bytes[CATEGORY_ACTIVATIONS]);
     ledger_add(&l, "work", plan->peak_work_bytes);
@@ -68,10 +82,10 @@ static const char *segment_label(const struct plan *plan, int segment, char *buf
     return buffer;
 }
 
-void plan_print_memory(const struct plan *plan, FILE *out) {
+void plan_print_memory(const struct plan *plan, int rank, FILE *out) {
     char size[32], name[48];
     struct ledger modules = activations_by_module(plan);
-    fprintf(out, "memory plan of rank 0 (%lld parameters):\n", (long long)plan->num_parameters);
+    fprintf(out, "memory plan of rank %d (%lld parameters):\n", rank, (long long)plan->num_parameters);
     for (int c = 0; c < CATEGORY_COUNT; c++)
         fprintf(out, "  %-28s %16zu bytes  %12s\n", plan_category_name(c), category_bytes(plan, c),
                 str_format_bytes(size, sizeof(size), (double)category_bytes(plan, c)));
@@ -215,11 +229,8 @@ void plan_print_trace(const struct plan *plan, FILE *out) {
 void plan_write_json(const struct plan *plan, struct str *out) {
     struct ledger modules = activations_by_module(plan);
     json_begin_object(out);
-    json_key(out, "ranks");
-    json_begin_array(out);
-    json_begin_object(out);
-    json_key(out, "rank");
-    json_integer(out, 0);
+    json_key(out, "stage");
+    json_integer(out, plan->request.layout.stage);
     json_key(out, "peak_allocated_bytes");
     json_unsigned(out, plan->arena_bytes);
     json_key(out, "peak_activation_bytes");
@@ -238,16 +249,10 @@ void plan_write_json(const struct plan *plan, struct str *out) {
         json_unsigned(out, modules.bytes[i]);
     }
     json_end_object(out);
-    json_end_object(out);
-    json_end_array(out);
-    json_key(out, "world_size");
-    json_integer(out, 1);
     json_key(out, "num_parameters");
     json_integer(out, plan->num_parameters);
-    json_key(out, "max_peak_allocated_bytes");
-    json_unsigned(out, plan->arena_bytes);
-    json_key(out, "max_peak_rank");
-    json_integer(out, 0);
+    json_key(out, "micro_batches_in_flight");
+    json_integer(out, plan->num_slots);
     json_key(out, "step_flops");
     json_double(out, plan->step_gemm_flops);
     json_key(out, "step_recompute_flops");

@@ -7,7 +7,8 @@
  * and experts see the same ranks as
  *     rank = etp + ETP * (ep + EP * (edp + EDP * pp)),       EDP = world / (ETP * EP * PP).
  * With pp_before_dp (--use-tp-pp-dp-mapping): rank = tp + TP * (cp + CP * (pp + PP * dp)); then both views
- * must have the same pipeline groups.
+ * must have the same pipeline groups. On a dense model (expert 1, expert_tensor = tensor) the expert view is
+ * the dense one: edp = cp + CP * dp.
  *
  * A group is a list of world ranks in rising order of the axis that it spans. */
 #include "core/base/check.h"
@@ -58,5 +59,6 @@ int mesh_init(struct mesh *mesh, const struct mesh_shape *shape, int rank, struc
 int mesh_group_ranks(const struct mesh *mesh, enum mesh_group group, int *ranks, int *index_p);
 /* World rank at the same coordinates in another pipeline stage. */
 int mesh_stage_rank(const struct mesh *mesh, int stage);
-/* --print-topology: sizes, then every group of every kind with more than one member, one line per kind. */
+/* --print-topology: sizes, then every group of every kind with more than one member, one line per kind (of
+ * expert groups only where experts exist). The sizes have been accepted by mesh_init. */
 void mesh_print(const struct mesh_shape *shape, FILE *out);

@@ -3,12 +3,20 @@
 #include "core/base/mem.h"
 #include <limits.h>
 
+static bool writes_grads(enum instr_kind kind) {
+    return kind == INSTR_BACKWARD || kind == INSTR_BACKWARD_END;
+}
+
+static bool reads_grads(enum instr_kind kind) {
+    return writes_grads(kind) || kind == INSTR_WEIGHT || kind == INSTR_HOLD;
+}
+
 /* True when every gradient write to tensor `written` after instruction `now` comes after `member` was last
  * read. */
 static bool writes_spare(const struct grad_classes *g, const struct program *p, const struct code *c,
                          int written, int member, int now) {
     for (int i = now + 1; i < c->num_instrs; i++) {
-        if (c->at[i].kind != INSTR_BACKWARD) continue;
+        if (!writes_grads(c->at[i].kind)) continue;
         const struct op *o = &p->ops[c->at[i].op];
         for (int k = 0; k < o->num_in; k++)
             if (o->in[k] == written && (o->grad_in >> k & 1) && i <= g->last_read[member]) return false;
@@ -62,17 +70,18 @@ void grads_share(struct grad_classes *g, const struct program *p, const struct c
                                .boundary_class = p->output >= 0 ? p->output : p->input};
     for (size_t t = 0; t < n; t++) g->class_of[t] = -1, g->first[t] = INT_MAX, g->last[t] = -1;
     for (int i = 0; i < c->num_instrs; i++)
-        if (c->at[i].kind == INSTR_BACKWARD)
+        if (reads_grads(c->at[i].kind))
             for (int k = 0; k < p->ops[c->at[i].op].num_out; k++)
                 g->last_read[p->ops[c->at[i].op].out[k]] = i;
     if (p->input >= 0) g->last_read[p->input] = INT_MAX;
     if (g->boundary_class >= 0) g->class_of[g->boundary_class] = g->boundary_class;
     for (int i = 0; i < c->num_instrs; i++) {
-        if (c->at[i].kind != INSTR_BACKWARD) continue;
+        if (!reads_grads(c->at[i].kind)) continue;
         const struct op *o = &p->ops[c->at[i].op];
-        for (int k = 0; k < o->num_in; k++)
+        bool writes = writes_grads(c->at[i].kind);
+        for (int k = 0; k < o->num_in && c->at[i].kind == INSTR_BACKWARD; k++)
             if (o->grad_in >> k & 1) give_class(g, p, c, i, k);
-        for (int k = 0; k < o->num_in; k++)
+        for (int k = 0; k < o->num_in && writes; k++)
             if (o->grad_in >> k & 1) touch(g, o->in[k], i);
         for (int k = 0; k < o->num_out; k++) touch(g, o->out[k], i);
     }

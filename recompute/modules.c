@@ -1,10 +1,10 @@
 #include "recompute/recompute.h"
 #include <string.h>
 
-enum { NORMAL = 0, OUTPUT = 1 };
+enum { NORMAL = 0, OUTPUT = 1, INTERNAL = 2 };
 
 static const struct recompute_module_info module_infos[MODULE_COUNT] = {
-#define MODULE(name, mode, help) {#name, help, mode},
+#define MODULE(name, mode, help) {#name, help, ((mode)&OUTPUT) != 0, ((mode)&INTERNAL) != 0},
 #include "recompute/modules.def"
 #undef MODULE
 };
@@ -15,6 +15,6 @@ const struct recompute_module_info *recompute_module_info(int module) {
 
 int recompute_module_find(const char *name) {
     for (int i = 0; i < MODULE_COUNT; i++)
-        if (i != MODULE_layer && !strcmp(module_infos[i].name, name)) return i;
+        if (!module_infos[i].is_internal && !strcmp(module_infos[i].name, name)) return i;
     return -1;
 }

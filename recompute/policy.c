@@ -1,16 +1,42 @@
 #include "recompute/policy.h"
 
-int recompute_groups(const struct recompute_policy *policy, int chunk_layers,
+static bool has_layer_id(const struct recompute_policy *policy, int64_t layer) {
+    int64_t low = 0, high = policy->num_layer_ids;
+    while (low < high) { /* the first id that is not below `layer` */
+        int64_t middle = (low + high) / 2;
+        if (policy->layer_ids[middle] < layer)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < policy->num_layer_ids && policy->layer_ids[low] == layer;
+}
+
+/* The N of full for this chunk. */
+static int64_t chunk_count(const struct recompute_policy *policy, const struct recompute_chunk *chunk) {
+    if (!policy->per_stage) {
+        CHECK(policy->num_layers >= 1, "full recompute of %d layers", policy->num_layers);
+        return policy->num_layers;
+    }
+    CHECK(chunk->stage >= 0 && chunk->stage < policy->num_stages, "stage %d of %lld", chunk->stage,
+          (long long)policy->num_stages);
+    CHECK(policy->per_stage[chunk->stage] >= 0, "full recompute of %lld layers",
+          (long long)policy->per_stage[chunk->stage]);
+    return policy->per_stage[chunk->stage];
+}
+
+int recompute_groups(const struct recompute_policy *policy, const struct recompute_chunk *chunk,
                      struct recompute_group *groups) {
+    bool full = policy->granularity == RECOMPUTE_FULL, by_id = full && policy->layer_ids;
+    int64_t n = full && !by_id ? chunk_count(policy, chunk) : 0;
+    bool uniform = full && !by_id && policy->method == RECOMPUTE_UNIFORM && n > 0;
     int count = 0;
-    bool full = policy->granularity == RECOMPUTE_FULL;
-    bool uniform = full && policy->method == RECOMPUTE_UNIFORM;
-    for (int layer = 0; layer < chunk_layers; layer += groups[count++].num_layers) {
-        int left = chunk_layers - layer;
+    for (int layer = 0; layer < chunk->num_layers; layer += groups[count++].num_layers) {
+        int left = chunk->num_layers - layer;
         recompute_set selected = policy->granularity == RECOMPUTE_SELECTIVE ? policy->modules : 0;
-        if (uniform || (full && layer < policy->num_layers)) selected = RECOMPUTE_BIT(MODULE_layer);
-        int size = uniform ? (policy->num_layers < left ? policy->num_layers : left) : 1;
-        groups[count] = (struct recompute_group){size, selected};
+        bool whole = by_id ? has_layer_id(policy, (int64_t)chunk->first_layer + layer) : uniform || layer < n;
+        if (full && whole) selected = RECOMPUTE_BIT(MODULE_layer);
+        groups[count] = (struct recompute_group){uniform ? (n < left ? (int)n : left) : 1, selected};
     }
     return count;
 }

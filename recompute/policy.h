@@ -1,12 +1,22 @@
 #pragma once
 /* From the flags to what each layer recomputes.
  *
- *   none        every layer by itself, nothing recomputed
- *   selective   every layer by itself, the chosen modules
+ *   none             every layer by itself, nothing recomputed
+ *   selective        every layer by itself, the chosen modules
  *   full uniform N   groups of N consecutive layers (the last may be shorter); only a group's input is kept
  *   full block N     the first N layers of the model chunk, each by itself; the others keep everything
+ *   full layer_ids   exactly these layers of the model, each by itself; the others keep everything
  *
- * N counts per model chunk, as in Megatron-LM. */
+ * N counts per model chunk, as in Megatron-LM: with 2 chunks of 4 layers per stage, block 3 recomputes 6
+ * layers of the stage. N above a chunk's layers means all of them. With per_stage every stage has its own N,
+ * for each of its chunks; 0 there: the stage recomputes nothing.
+ *
+ *     struct recompute_policy policy = {.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_BLOCK, .num_layers
+ * = 3}; struct recompute_chunk chunk = {.stage = 1, .first_layer = 8, .num_layers = 4}; int count =
+ * recompute_groups(&policy, &chunk, groups);       // {1, layer} {1, layer} {1, layer} {1, 0}
+ *
+ * The lists belong to the caller. An N below 1 is a broken invariant: config_validate refuses it. */
+#include "core/base/check.h"
 #include "recompute/recompute.h"
 
 enum recompute_granularity { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };
@@ -15,8 +25,18 @@ enum recompute_method { RECOMPUTE_UNIFORM, RECOMPUTE_BLOCK };
 struct recompute_policy {
     enum recompute_granularity granularity;
     enum recompute_method method;
-    int num_layers;        /* the N of full */
-    recompute_set modules; /* of selective */
+    int num_layers;           /* the N of full; not read with per_stage or layer_ids */
+    recompute_set modules;    /* of selective */
+    const int64_t *per_stage; /* N of each pipeline stage, or NULL */
+    int64_t num_stages;
+    const int64_t *layer_ids; /* of full: rising layer numbers of the model, or NULL; excludes method and N */
+    int64_t num_layer_ids;
+};
+
+/* One chunk of the model: what a pipeline stage runs in one go. */
+struct recompute_chunk {
+    int stage, chunk;
+    int first_layer, num_layers;
 };
 
 struct recompute_group {
@@ -24,5 +44,6 @@ struct recompute_group {
     recompute_set selected;
 };
 
-/* Writes at most chunk_layers groups that cover exactly chunk_layers layers; returns how many. */
-int recompute_groups(const struct recompute_policy *policy, int chunk_layers, struct recompute_group *groups);
+/* Writes at most chunk->num_layers groups that cover exactly its layers; returns how many. */
+int recompute_groups(const struct recompute_policy *policy, const struct recompute_chunk *chunk,
+                     struct recompute_group *groups);

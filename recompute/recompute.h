@@ -22,26 +22,29 @@ enum recompute_module {
 struct recompute_module_info {
     const char *name, *help;
     bool discards_output;
+    bool is_internal; /* not a name that users may give */
 };
 const struct recompute_module_info *recompute_module_info(int module);
-/* Index of the module, or -1. `layer` is not a name that users may give. */
+/* Index of the module, or -1 when users may not name it. */
 int recompute_module_find(const char *name);
 
 /* Which modules a segment recomputes: a bit per module. */
 typedef uint32_t recompute_set;
 #define RECOMPUTE_BIT(module) (1u << (module))
 
-/* A program with its lists. `frame_bytes` counts the KEEP tensors, each aligned. */
+/* A program with its lists. `frame_bytes` counts the KEEP tensors, each aligned. `weight` is empty unless the
+ * schedule splits backward; its work area (work_bytes) is the hold area, which lives from the backward of a
+ * micro-batch to its weight gradients. */
 struct compiled {
     struct program program;
     recompute_set selected;
-    struct code forward, backward;
+    struct code forward, backward, weight;
     size_t frame_bytes;
 };
 
-/* Chooses homes and writes both lists. Takes over `program` (it is zeroed); the result is owned by the
- * caller. */
-void recompute_compile(struct program *program, recompute_set selected, struct compiled *out);
+/* Chooses homes and writes the lists. `split`: gradients of parameters go to a list of their own. Takes over
+ * `program` (it is zeroed); the result is owned by the caller. */
+void recompute_compile(struct program *program, recompute_set selected, bool split, struct compiled *out);
 void recompute_free(struct compiled *c);
 
 /* Sets reads[t] for every tensor t that backward of some op reads; reads has num_tensors entries, false

@@ -7,10 +7,11 @@ derived="group_query_attention use_rotary_position_embeddings add_position_embed
 openai_gelu bias_gelu_fusion add_qkv_bias attention_backend bf16 rampup_batch_size
 step_batch_size_schedule decrease_batch_size_if_needed train_samples lr_decay_iters lr_decay_samples lr_wsd_decay_iters
 lr_wsd_decay_samples lr_warmup_fraction lr_warmup_iters lr_warmup_samples make_vocab_size_divisible_by pad_vocab_size
-padded_vocab_size recompute_activations distribute_saved_activations weight_decay split dataloader_type yaml_cfg help
-help_recompute help_markdown tensor_model_parallel_size pipeline_model_parallel_size context_parallel_size
-expert_model_parallel_size expert_tensor_parallel_size world_size
-eval_micro_batch_size profile_ranks data_args_path per_split_data_args_path"
+padded_vocab_size recompute_activations weight_decay split dataloader_type yaml_cfg help
+help_recompute help_markdown expert_model_parallel_size expert_tensor_parallel_size
+num_layers_per_virtual_pipeline_stage num_virtual_stages_per_pipeline_rank use_distributed_optimizer
+num_distributed_optimizer_instances use_megatron_fsdp data_parallel_sharding_strategy cp_comm_type
+eval_micro_batch_size data_args_path per_split_data_args_path"
 status=0
 for field in $(sed -n 's/^FLAG([A-Z]*, *\([A-Za-z0-9_]*\),.*/\1/p' core/config/flags.def); do
     case " $(echo $derived) " in *" $field "*) continue ;; esac

@@ -1,5 +1,6 @@
 #include "core/checkpoint/hf.h"
 #include "core/base/mem.h"
+#include "core/checkpoint/pieces.h"
 #include "core/checkpoint/reader.h"
 #include "core/checkpoint/record.h"
 #include "core/checkpoint/save.h"
@@ -371,20 +372,43 @@ static int check_all_used(const struct import *im, const struct entries *es) {
     return 0;
 }
 
-static int fill_from_folder(void *context, const struct checkpoint_entry *entry, enum checkpoint_slot slot,
-                            int64_t first, int64_t num_rows, float *staging, const float **rows_p,
-                            struct err *err) {
-    struct import *im = context;
+/* One tensor, block by block, through `raw` as it is in the folder and `converted`. */
+static int import_tensor(struct import *im, struct checkpoint_job *job, struct safetensors_writer *writer,
+                         int item) {
+    const struct checkpoint_entry *e = job->items[item].entry;
     const struct safetensors *file;
-    const struct safetensors_tensor *t = find_weight(im, entry->name, &file);
-    size_t row_bytes = (size_t)entry->dims[1] * safetensors_dtype_bytes(t->dtype);
-    void *raw = mem_alloc((size_t)num_rows * row_bytes, "import staging");
-    (void)slot;
-    int status =
-        safetensors_read(file, t, (uint64_t)first * row_bytes, raw, (size_t)num_rows * row_bytes, err);
-    if (!status) to_f32(staging, raw, t->dtype, num_rows * entry->dims[1]);
+    const struct safetensors_tensor *t = find_weight(im, e->name, &file);
+    size_t row_bytes = (size_t)e->dims[1] * safetensors_dtype_bytes(t->dtype);
+    int64_t step = checkpoint_staging_rows(e);
+    void *raw = mem_alloc((size_t)step * row_bytes, "import staging");
+    float *converted = mem_alloc((size_t)(step * e->dims[1]) * sizeof(float), "import staging");
+    int status = 0;
+    for (int64_t first = 0; first < e->dims[0] && !status; first += step) {
+        int64_t rows = e->dims[0] - first < step ? e->dims[0] - first : step;
+        status =
+            safetensors_read(file, t, (uint64_t)first * row_bytes, raw, (size_t)rows * row_bytes, im->err);
+        if (status) break;
+        to_f32(converted, raw, t->dtype, rows * e->dims[1]);
+        status =
+            checkpoint_job_put(job, writer, item, first * e->dims[1], converted, rows * e->dims[1], im->err);
+    }
     mem_free(raw);
-    *rows_p = staging;
+    mem_free(converted);
+    return status;
+}
+
+static int import_files(struct import *im, struct checkpoint_job *job) {
+    int status = checkpoint_job_create(job, im->err), item = 0;
+    for (int file = 0; file < job->num_outputs && !status; file++) {
+        struct err ignored;
+        struct safetensors_writer *writer = checkpoint_job_attach(job, file, im->err);
+        if (!writer) status = -1;
+        for (; !status && item < job->num_items && job->items[item].file == file; item++)
+            status = import_tensor(im, job, writer, item);
+        if (safetensors_writer_close(writer, status ? &ignored : im->err)) status = -1;
+    }
+    if (!status) status = checkpoint_job_commit(job, im->err);
+    if (status) checkpoint_job_abort(job);
     return status;
 }
 
@@ -392,14 +416,25 @@ static int import_weights(struct import *im, const char *out_dir, const struct c
     struct entries es;
     struct str flags = {0};
     struct checkpoint_state state = {0};
+    struct checkpoint_job job;
     int status = entries_open(&es, model, im->err);
     if (!status) status = open_weights(im);
     for (int i = 0; i < es.count && !status; i++) status = check_weight(im, &es.list[i]);
     if (!status) status = check_all_used(im, &es);
-    struct checkpoint_source source = {
-        .fill = fill_from_folder, .context = im, .entries = es.list, .count = es.count, .release = true};
-    checkpoint_write_model_flags(&flags, model);
-    if (!status) status = checkpoint_write(out_dir, NULL, model, &source, &state, flags.data, im->err);
+    if (!status) {
+        checkpoint_write_model_flags(&flags, model);
+        struct checkpoint_job_request request = {.dir = out_dir,
+                                                 .config_json = flags.data,
+                                                 .model = model,
+                                                 .state = &state,
+                                                 .entries = es.list,
+                                                 .num_entries = es.count,
+                                                 .release = true};
+        es.list = NULL;
+        checkpoint_job_open(&job, &request);
+        status = import_files(im, &job);
+        checkpoint_job_close(&job);
+    }
     str_free(&flags);
     mem_free(es.list);
     return status;

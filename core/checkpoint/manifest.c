@@ -12,7 +12,7 @@
 #define FORMAT "pretrain_gpt checkpoint"
 #define SEAL   "\"manifest_checksum\":\""
 
-enum { VERSION = 1, HEX_DIGITS = 16, SEAL_BYTES = sizeof(SEAL) - 1 + HEX_DIGITS + 3 /* "}\n */ };
+enum { VERSION = 2, HEX_DIGITS = 16, SEAL_BYTES = sizeof(SEAL) - 1 + HEX_DIGITS + 3 /* "}\n */ };
 
 /* ---- writing ---- */
 
@@ -153,8 +153,11 @@ static int read_members(struct checkpoint_manifest *m, const char *where, struct
     if (!format || format->kind != JSON_STRING || strcmp(format->string, FORMAT))
         return err_set(err, "%s: no manifest of this program ('format' is not '%s')", where, FORMAT);
     if (!version || !version->is_integer || version->integer != VERSION)
-        return err_set(err, "%s: format version %lld, this program reads version %d", where,
-                       version && version->is_integer ? (long long)version->integer : -1ll, VERSION);
+        return err_set(
+            err,
+            "%s: format version %lld; this program reads version %d only: go on with the program that "
+            "wrote it, or start anew from an exported folder (checkpoint_tool import-hf)",
+            where, version && version->is_integer ? (long long)version->integer : -1ll, VERSION);
     if (checkpoint_read_state(json_get(root, "state"), where, &m->state, err)) return -1;
     if (checkpoint_read_model(json_get(root, "model"), where, &m->model, err)) return -1;
     m->tensors = json_get(root, "tensors");

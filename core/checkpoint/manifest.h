@@ -1,7 +1,7 @@
 #pragma once
 /* manifest.json: what a checkpoint directory holds and the checksums that cover every byte of it.
  *
- *     {"format": "pretrain_gpt checkpoint", "version": 1, "iteration": 20, "release": false,
+ *     {"format": "pretrain_gpt checkpoint", "version": 2, "iteration": 20, "release": false,
  *      "naming": "llama", "optimizer": true, "state": {...}, "model": {...},
  *      "files": [{"name": "model-00001-of-00001.safetensors", "bytes": 4096, "head_bytes": 512,
  *                 "checksum": "0123456789abcdef"}, ...],
@@ -9,8 +9,9 @@
  *      "manifest_checksum": "0123456789abcdef"}
  *
  * A file's checksum (core/base/hash.h, hexadecimal) is over its first head_bytes: the safetensors header, or
- * all of a small file; the tensors tile the rest and have one each. manifest_checksum is over the manifest's
- * own bytes before that name. Checking by tensor lets several readers share a file and names the damage. */
+ * all of a small file; the tensors tile the rest and have one each (checksum.h). manifest_checksum is over
+ * the manifest's own bytes before that name. Checking by tensor lets several readers share a file and names
+ * the damage. */
 #include "core/base/json.h"
 #include "core/checkpoint/names.h"
 

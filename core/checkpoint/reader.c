@@ -1,6 +1,7 @@
 #include "core/checkpoint/reader.h"
 #include "core/base/hash.h"
 #include "core/base/mem.h"
+#include "core/checkpoint/checksum.h"
 #include <string.h>
 
 void checkpoint_reader_init(struct checkpoint_reader *reader, const struct checkpoint_manifest *manifest) {
@@ -91,16 +92,18 @@ int checkpoint_reader_stream(const struct safetensors *file, const struct safete
     int64_t rows;
     size_t row_bytes;
     int64_t step = block_rows(tensor, &rows, &row_bytes);
-    struct hash hash;
-    hash_init(&hash);
+    uint64_t sum = 0;
+    if (tensor->dtype != SAFETENSORS_F32)
+        return err_set(err, "%s: tensor '%s' is of type %s, checkpoints hold F32", safetensors_path(file),
+                       tensor->name, safetensors_dtype_name(tensor->dtype));
     for (int64_t first = 0; first < rows && row_bytes; first += step) {
-        int64_t n = rows - first < step ? rows - first : step;
-        size_t bytes = (size_t)n * row_bytes;
-        if (safetensors_read(file, tensor, (uint64_t)first * row_bytes, staging, bytes, err)) return -1;
-        hash_update(&hash, staging, bytes);
+        int64_t n = rows - first < step ? rows - first : step, cols = (int64_t)(row_bytes / sizeof(float));
+        if (safetensors_read(file, tensor, (uint64_t)first * row_bytes, staging, (size_t)n * row_bytes, err))
+            return -1;
+        sum += checkpoint_checksum(staging, first * cols, n * cols);
         if (fn) fn(context, tensor, staging, first, n);
     }
-    if (hash_final(&hash) == checksum) return 0;
+    if (sum == checksum) return 0;
     return err_set(err,
                    "%s: the checksum of tensor '%s' (offset %llu) differs: the file was changed or is bad",
                    safetensors_path(file), tensor->name,

@@ -1,271 +1,229 @@
 #include "core/checkpoint/save.h"
-#include "core/base/hash.h"
-#include "core/base/log.h"
 #include "core/base/mem.h"
-#include "core/checkpoint/manifest.h"
+#include "core/checkpoint/agree.h"
+#include "core/checkpoint/pieces.h"
 #include "core/checkpoint/record.h"
-#include "core/checkpoint/rows.h"
-#include "core/checkpoint/safetensors.h"
-#include "core/checkpoint/store.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_SHARD_BYTES ((int64_t)5000000000)
-#define SPARE_BYTES         ((uint64_t)1 << 20) /* manifest, tracker, directory blocks */
+/* ---- one rank's elements ---- */
 
-/* One tensor on disk. */
-struct item {
-    const struct checkpoint_entry *entry;
-    enum checkpoint_slot slot;
-    int file, number; /* in the file's layout */
-    uint64_t checksum;
+struct put_runs {
+    struct checkpoint_job *job;
+    struct safetensors_writer *writer;
+    int item;
+    int64_t first; /* element on disk of data[0] */
+    const float *data;
+    struct err *err;
 };
 
-struct output {
-    char name[64];
-    struct safetensors_layout layout;
-    uint64_t header_hash;
-};
-
-/* The whole checkpoint, known before the first byte is written: a pure function of entries and options. */
-struct save {
-    const struct checkpoint_source *source;
-    struct item *items;
-    int num_items;
-    struct output *outputs;
-    int num_outputs;
-    float *staging;
-    size_t staging_floats;
-};
-
-void checkpoint_slot_name(enum checkpoint_slot slot, const struct checkpoint_entry *entry,
-                          char name[CHECKPOINT_MAX_SLOT_NAME]) {
-    static const char *const prefixes[] = {"", "exp_avg.", "exp_avg_sq."};
-    snprintf(name, CHECKPOINT_MAX_SLOT_NAME, "%s%.*s", prefixes[slot], CHECKPOINT_MAX_NAME - 1, entry->name);
+static int put_run(void *context, int64_t first, int64_t count) {
+    const struct put_runs *p = context;
+    return checkpoint_job_put(p->job, p->writer, p->item, first, p->data + (first - p->first), count, p->err);
 }
 
-/* ---- planning ---- */
-
-static void add_item(struct save *s, const struct checkpoint_entry *entry, enum checkpoint_slot slot,
-                     int file) {
-    char name[CHECKPOINT_MAX_SLOT_NAME];
-    struct item *item = &s->items[s->num_items++];
-    checkpoint_slot_name(slot, entry, name);
-    *item = (struct item){.entry = entry, .slot = slot, .file = file};
-    item->number =
-        safetensors_layout_add(&s->outputs[file].layout, name, SAFETENSORS_F32, entry->num_dims, entry->dims);
-    size_t floats = (size_t)(checkpoint_staging_rows(entry) * entry->dims[1]);
-    if (floats > s->staging_floats) s->staging_floats = floats;
-}
-
-static int new_output(struct save *s) {
-    s->outputs = mem_realloc(s->outputs, mem_array_bytes((size_t)s->num_outputs + 1, sizeof(*s->outputs)),
-                             "checkpoint files");
-    s->outputs[s->num_outputs] = (struct output){.name = ""};
-    safetensors_layout_metadata(&s->outputs[s->num_outputs].layout, "format", "pt");
-    return s->num_outputs++;
-}
-
-/* Places the entries' slots [from, to) into as many files as the shard size asks for. */
-static void plan_files(struct save *s, const char *stem, enum checkpoint_slot from, enum checkpoint_slot to,
-                       int64_t max_bytes) {
-    int first = s->num_outputs, file = new_output(s);
-    for (int i = 0; i < s->source->count; i++) {
-        const struct checkpoint_entry *e = &s->source->entries[i];
-        int64_t bytes = e->dims[0] * e->dims[1] * (int64_t)sizeof(float) * (int64_t)(to - from);
-        if (s->outputs[file].layout.count && (int64_t)s->outputs[file].layout.data_bytes + bytes > max_bytes)
-            file = new_output(s);
-        for (enum checkpoint_slot slot = from; slot < to; slot++) add_item(s, e, slot, file);
+static int write_piece(struct checkpoint_job *job, struct safetensors_writer *writer, int item,
+                       const struct checkpoint_tensor *t, struct checkpoint_rects *rects, float *staging,
+                       struct err *err) {
+    const struct checkpoint_entry *e = job->items[item].entry;
+    const float *const slots[] = {t->master, t->exp_avg, t->exp_avg_sq}, *held = slots[job->items[item].slot];
+    int64_t max_rows = checkpoint_staging_rows(e);
+    struct checkpoint_block block = {0};
+    int status = 0;
+    checkpoint_rects_set(rects, e, t);
+    CHECK(held || !rects->count, "%s: not all ranks have optimizer state", t->name);
+    while (!status && checkpoint_block_next(&block, rects, e, block.first + block.num_rows, max_rows)) {
+        int64_t place = checkpoint_block_in_place(&block);
+        struct put_runs put = {job, writer, item, block.first * block.width, staging, err};
+        if (place >= 0)
+            put.data = held + place;
+        else
+            checkpoint_block_gather(&block, held, staging);
+        status = checkpoint_block_runs(&block, 0, put_run, &put);
     }
-    for (int f = first; f < s->num_outputs; f++)
-        snprintf(s->outputs[f].name, sizeof(s->outputs[f].name), "%s-%05d-of-%05d.safetensors", stem,
-                 f - first + 1, s->num_outputs - first);
+    return status;
 }
 
-static int compare_names(const void *a, const void *b) {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
+/* The tensors of each owner as lists: head[owner], then next[tensor]; -1 ends one. */
+struct lists {
+    int *head, *next;
+};
+
+static struct lists list_by_owner(const struct checkpoint_job *job, const int *owner, int count) {
+    int owners = job->num_entries ? job->entries[job->num_entries - 1].tensor + 1 : 0;
+    struct lists l = {mem_new_array(int, (size_t)owners + 1, "checkpoint lists"),
+                      mem_new_array(int, (size_t)count + 1, "checkpoint lists")};
+    for (int i = 0; i < owners; i++) l.head[i] = -1;
+    for (int i = count - 1; i >= 0; i--) l.next[i] = l.head[owner[i]], l.head[owner[i]] = i;
+    return l;
 }
 
-static void check_names_differ(const struct checkpoint_source *source) {
-    const char **names = mem_new_array(const char *, (size_t)source->count + 1, "checkpoint names");
-    for (int i = 0; i < source->count; i++) names[i] = source->entries[i].name;
-    qsort(names, (size_t)source->count, sizeof(*names), compare_names);
-    for (int i = 1; i < source->count; i++)
-        CHECK(strcmp(names[i - 1], names[i]), "two tensors are named '%s'", names[i]);
+int checkpoint_job_write(struct checkpoint_job *job, const struct checkpoint_tensor *tensors,
+                         const int *owner, int count, struct err *err) {
+    struct lists lists = list_by_owner(job, owner, count);
+    struct checkpoint_rects rects = {0};
+    float *staging = mem_alloc(job->num_staging * sizeof(float), "checkpoint staging");
+    int status = 0, item = 0;
+    for (int file = 0; file < job->num_outputs && !status; file++) {
+        struct safetensors_writer *writer = NULL;
+        struct err ignored;
+        for (; item < job->num_items && job->items[item].file == file; item++)
+            for (int i = lists.head[job->items[item].entry->tensor]; i >= 0 && !status; i = lists.next[i]) {
+                if (!tensors[i].writes || tensors[i].begin == tensors[i].end) continue;
+                if (!writer && !(writer = checkpoint_job_attach(job, file, err))) status = -1;
+                if (!status) status = write_piece(job, writer, item, &tensors[i], &rects, staging, err);
+            }
+        if (safetensors_writer_close(writer, status ? &ignored : err)) status = -1;
+    }
+    checkpoint_rects_free(&rects);
+    mem_free(staging);
+    mem_free(lists.head);
+    mem_free(lists.next);
+    return status;
+}
+
+/* ---- all ranks ---- */
+
+struct named {
+    const char *name;
+    int number;
+};
+
+static int compare_named(const void *a, const void *b) {
+    return strcmp(((const struct named *)a)->name, ((const struct named *)b)->name);
+}
+
+static int64_t columns(int num_dims, const int64_t dims[2]) {
+    return num_dims > 1 ? dims[1] : 1;
+}
+
+int *checkpoint_find_owners(const struct checkpoint_shape *all, int num_all,
+                            const struct checkpoint_tensor *tensors, int count) {
+    struct named *names = mem_new_array(struct named, (size_t)num_all + 1, "checkpoint names");
+    int *owner = mem_new_array(int, (size_t)count + 1, "checkpoint owners");
+    for (int i = 0; i < num_all; i++) names[i] = (struct named){all[i].name, i};
+    qsort(names, (size_t)num_all, sizeof(*names), compare_named);
+    for (int i = 0; i < count; i++) {
+        const struct checkpoint_tensor *t = &tensors[i];
+        const struct named *found =
+            bsearch(&(struct named){t->name, 0}, names, (size_t)num_all, sizeof(*names), compare_named);
+        CHECK(found, "%s: not in the list of all tensors", t->name);
+        const struct checkpoint_shape *s = &all[found->number];
+        CHECK(t->num_dims == s->num_dims && t->dims[0] == s->dims[0] &&
+                  columns(t->num_dims, t->dims) == columns(s->num_dims, s->dims),
+              "%s: not of the shape that the list of all tensors gives", t->name);
+        CHECK(!t->exp_avg == !t->exp_avg_sq, "%s: half an optimizer state", t->name);
+        owner[i] = found->number;
+    }
     mem_free(names);
+    return owner;
 }
 
-static void save_plan(struct save *s, const struct checkpoint_save_options *options) {
-    int64_t max_bytes = options->max_shard_bytes ? options->max_shard_bytes : DEFAULT_SHARD_BYTES;
-    check_names_differ(s->source);
-    s->items = mem_new_array(struct item, (size_t)s->source->count * CHECKPOINT_SLOTS + 1, "checkpoint plan");
-    plan_files(s, "model", CHECKPOINT_MASTER, CHECKPOINT_EXP_AVG, max_bytes);
-    if (s->source->optimizer) plan_files(s, "optimizer", CHECKPOINT_EXP_AVG, CHECKPOINT_SLOTS, max_bytes);
-    s->staging = mem_alloc(s->staging_floats * sizeof(float), "checkpoint staging");
+struct checkpoint_shape *checkpoint_shapes_of(const struct checkpoint_tensor *tensors, int count) {
+    struct checkpoint_shape *all = mem_new_array(struct checkpoint_shape, (size_t)count + 1, "shapes");
+    for (int i = 0; i < count; i++)
+        all[i] = (struct checkpoint_shape){
+            tensors[i].name, tensors[i].num_dims, {tensors[i].dims[0], tensors[i].dims[1]}};
+    return all;
 }
 
-static void save_free(struct save *s) {
-    for (int i = 0; i < s->num_outputs; i++) safetensors_layout_free(&s->outputs[i].layout);
-    mem_free(s->outputs);
-    mem_free(s->items);
-    mem_free(s->staging);
+bool checkpoint_have_optimizer(struct comm *world, const struct checkpoint_tensor *tensors, int count) {
+    bool here = false;
+    for (int i = 0; i < count && !here; i++) here = tensors[i].begin < tensors[i].end && tensors[i].exp_avg;
+    return checkpoint_any(world, here);
 }
 
-/* ---- writing ---- */
-
-static int write_item(struct save *s, struct safetensors_writer *writer, struct item *item, struct err *err) {
-    const struct checkpoint_entry *e = item->entry;
-    int64_t step = checkpoint_staging_rows(e);
-    size_t row_bytes = (size_t)e->dims[1] * sizeof(float);
-    struct hash hash;
-    hash_init(&hash);
-    for (int64_t first = 0; first < e->dims[0]; first += step) {
-        int64_t rows = e->dims[0] - first < step ? e->dims[0] - first : step;
-        const float *data = NULL;
-        if (s->source->fill(s->source->context, e, item->slot, first, rows, s->staging, &data, err))
-            return -1;
-        hash_update(&hash, data, (size_t)rows * row_bytes);
-        if (safetensors_write(writer, item->number, (uint64_t)first * row_bytes, data,
-                              (size_t)rows * row_bytes, err))
-            return -1;
+static int plan(struct checkpoint_saving *s, struct checkpoint_job_request *request,
+                const struct checkpoint_group *group, const struct checkpoint_tensor *tensors, int count,
+                struct err *err) {
+    struct checkpoint_shape *own = group->all ? NULL : checkpoint_shapes_of(tensors, count);
+    const struct checkpoint_shape *all = group->all ? group->all : own;
+    int num_all = group->all ? group->num_all : count;
+    int status = checkpoint_check_model(request->model, request->dir, err);
+    if (!status) {
+        request->entries =
+            checkpoint_entries_of_all(request->model, all, num_all, &request->num_entries, err);
+        if (!request->entries) status = -1;
     }
-    item->checksum = hash_final(&hash);
-    return 0;
-}
-
-static int write_output(struct save *s, int file, const char *dir, struct err *err) {
-    struct output *out = &s->outputs[file];
-    struct str path = {0};
-    struct err ignored;
-    str_printf(&path, "%s/%s", dir, out->name);
-    struct safetensors_writer *writer = safetensors_writer_open(path.data, &out->layout, err);
-    int status = writer ? 0 : -1;
-    if (writer) out->header_hash = safetensors_writer_header_hash(writer);
-    for (int i = 0; i < s->num_items && !status; i++)
-        if (s->items[i].file == file) status = write_item(s, writer, &s->items[i], err);
-    if (safetensors_writer_close(writer, status ? &ignored : err)) status = -1;
-    str_free(&path);
+    if (!status) {
+        s->owner = checkpoint_find_owners(all, num_all, tensors, count);
+        checkpoint_job_open(&s->job, request);
+    }
+    mem_free(own);
     return status;
 }
 
-static int write_manifest(const struct save *s, const char *dir, const struct checkpoint_model *model,
-                          const struct checkpoint_state *state, const char *config_json, struct err *err) {
-    struct str text = {0};
-    char name[CHECKPOINT_MAX_SLOT_NAME];
-    checkpoint_manifest_begin(&text, model, state, s->source->release, s->source->optimizer);
-    for (int f = 0; f < s->num_outputs; f++) {
-        const struct output *out = &s->outputs[f];
-        uint64_t bytes = safetensors_layout_bytes(&out->layout);
-        checkpoint_manifest_add_file(
-            &text,
-            &(struct checkpoint_file){out->name, bytes, bytes - out->layout.data_bytes, out->header_hash});
-    }
-    size_t config = strlen(config_json);
-    checkpoint_manifest_add_file(
-        &text, &(struct checkpoint_file){CHECKPOINT_CONFIG, config, config, hash_bytes(config_json, config)});
-    checkpoint_manifest_begin_tensors(&text);
-    for (int i = 0; i < s->num_items; i++) {
-        const struct item *item = &s->items[i];
-        checkpoint_slot_name(item->slot, item->entry, name);
-        checkpoint_manifest_add_tensor(&text, name, item->file, item->checksum);
-    }
-    checkpoint_manifest_end(&text);
-    int status = checkpoint_write_file(dir, CHECKPOINT_MANIFEST, text.data, text.length, err);
-    str_free(&text);
-    return status;
-}
-
-static uint64_t bytes_needed(const struct save *s, const char *config_json) {
-    uint64_t bytes = SPARE_BYTES + strlen(config_json) + (uint64_t)s->num_items * (CHECKPOINT_MAX_NAME + 64);
-    for (int f = 0; f < s->num_outputs; f++) bytes += safetensors_layout_bytes(&s->outputs[f].layout);
-    return bytes;
-}
-
-static int write_all(struct save *s, const char *dir, int64_t iteration, const struct checkpoint_model *model,
-                     const struct checkpoint_state *state, const char *config_json, struct err *err) {
-    struct str path = {0};
-    if (checkpoint_store_need_space(dir, bytes_needed(s, config_json), err)) return -1;
-    int status = checkpoint_store_begin(dir, iteration, &path, err);
-    for (int f = 0; f < s->num_outputs && !status; f++) status = write_output(s, f, path.data, err);
-    if (!status)
-        status = checkpoint_write_file(path.data, CHECKPOINT_CONFIG, config_json, strlen(config_json), err);
-    if (!status) status = write_manifest(s, path.data, model, state, config_json, err);
-    if (!status) status = checkpoint_store_commit(dir, iteration, err);
-    if (status) {
+/* After an error that all ranks know. */
+static int fail(struct checkpoint_saving *s, bool started, struct err *err) {
+    if (started) {
         size_t used = strlen(err->text);
         snprintf(err->text + used, sizeof(err->text) - used,
                  "; the checkpoint was not saved, earlier ones are untouched");
-        checkpoint_store_abort(dir, iteration);
+        if (checkpoint_is_first(s->world)) checkpoint_job_abort(&s->job);
+        checkpoint_job_close(&s->job);
     }
-    str_free(&path);
-    return status;
+    mem_free(s->owner);
+    *s = (struct checkpoint_saving){0};
+    return -1;
 }
 
-/* As Megatron-LM does: only the checkpoint that was the latest until now is looked at. */
-static void retire(const char *dir, int64_t previous, int64_t iteration, int64_t retain_interval) {
-    struct err err;
-    if (retain_interval <= 0 || previous < 1 || previous == iteration || previous % retain_interval == 0)
-        return;
-    if (checkpoint_store_remove(dir, previous, &err)) log_warn("%s", err.text);
-}
-
-int checkpoint_write(const char *dir, const struct checkpoint_save_options *options,
-                     const struct checkpoint_model *model, const struct checkpoint_source *source,
-                     const struct checkpoint_state *state, const char *config_json, struct err *err) {
+int checkpoint_saving_begin(struct checkpoint_saving *saving, const char *dir,
+                            const struct checkpoint_save_options *options,
+                            const struct checkpoint_model *model, const struct checkpoint_tensor *tensors,
+                            int count, const struct checkpoint_state *state, const char *config_json,
+                            struct err *err) {
     static const struct checkpoint_save_options defaults = {0};
-    struct save s = {.source = source};
-    int64_t iteration = source->release ? CHECKPOINT_RELEASE : state->iteration;
     if (!options) options = &defaults;
-    if (checkpoint_store_prepare(dir, err)) return -1;
-    int64_t previous = checkpoint_tracker_read(dir);
-    save_plan(&s, options);
-    int status = write_all(&s, dir, iteration, model, state, config_json, err);
-    if (!status) retire(dir, previous, iteration, options->retain_interval);
-    save_free(&s);
-    return status;
+    struct comm *world = options->group.world;
+    *saving = (struct checkpoint_saving){.world = world};
+    struct checkpoint_job_request request = {.dir = dir,
+                                             .config_json = config_json,
+                                             .options = options,
+                                             .model = model,
+                                             .state = state,
+                                             .optimizer = checkpoint_have_optimizer(world, tensors, count) &&
+                                                          !options->no_optimizer};
+    int status = plan(saving, &request, &options->group, tensors, count, err);
+    bool planned = !status;
+    if (checkpoint_agree(world, status != 0, err)) {
+        if (planned) checkpoint_job_close(&saving->job);
+        return fail(saving, false, err);
+    }
+    if (checkpoint_is_first(world)) status = checkpoint_job_create(&saving->job, err);
+    return checkpoint_agree(world, status != 0, err) ? fail(saving, true, err) : 0;
 }
 
-/* ---- from the run's tensors ---- */
+static int commit(struct checkpoint_saving *s, struct err *err) {
+    struct checkpoint_job *job = &s->job;
+    uint64_t *sums = mem_new_array(uint64_t, 2 * (size_t)job->num_items + 1, "checkpoint sums");
+    for (int i = 0; i < job->num_items; i++)
+        sums[2 * i] = job->items[i].checksum, sums[2 * i + 1] = job->items[i].written;
+    checkpoint_add_up(s->world, sums, 2 * job->num_items);
+    for (int i = 0; i < job->num_items; i++)
+        job->items[i].checksum = sums[2 * i], job->items[i].written = sums[2 * i + 1];
+    mem_free(sums);
+    int status = 0;
+    if (checkpoint_is_first(s->world))
+        status = checkpoint_job_is_complete(job, err) ? checkpoint_job_commit(job, err) : -1;
+    return checkpoint_agree(s->world, status != 0, err);
+}
 
-static int fill_from_tensors(void *context, const struct checkpoint_entry *entry, enum checkpoint_slot slot,
-                             int64_t first, int64_t num_rows, float *staging, const float **rows_p,
-                             struct err *err) {
-    const struct checkpoint_tensor *t = &((const struct checkpoint_tensor *)context)[entry->tensor];
-    const float *const data[] = {t->master, t->exp_avg, t->exp_avg_sq};
-    (void)err;
-    *rows_p =
-        checkpoint_gather_rows(entry, data[slot], t->num_dims > 1 ? t->dims[1] : 1, first, num_rows, staging);
+int checkpoint_saving_end(struct checkpoint_saving *saving, int status, struct err *err) {
+    if (checkpoint_agree(saving->world, status != 0, err) || commit(saving, err))
+        return fail(saving, true, err);
+    checkpoint_job_close(&saving->job);
+    mem_free(saving->owner);
+    *saving = (struct checkpoint_saving){0};
     return 0;
 }
 
 int checkpoint_save(const char *dir, const struct checkpoint_save_options *options,
                     const struct checkpoint_model *model, const struct checkpoint_tensor *tensors, int count,
                     const struct checkpoint_state *state, const char *config_json, struct err *err) {
-    int status = 0, used = 0, with_optimizer = 0;
-    if (checkpoint_check_model(model, dir, err)) return -1;
-    struct checkpoint_entry *entries =
-        mem_new_array(struct checkpoint_entry, (size_t)count * CHECKPOINT_MAX_PARTS, "checkpoint entries");
-    for (int i = 0; i < count && !status; i++) {
-        const struct checkpoint_tensor *t = &tensors[i];
-        CHECK(t->first_row == 0 && t->num_rows == t->dims[0], "%s: one rank saves whole tensors", t->name);
-        CHECK(!t->exp_avg == !t->exp_avg_sq, "%s: half an optimizer state", t->name);
-        int n = checkpoint_entries_of(model, t->name, t->num_dims, t->dims, entries + used, err);
-        for (int k = 0; k < n; k++) entries[used + k].tensor = i;
-        if (n < 0)
-            status = -1;
-        else
-            used += n;
-        with_optimizer += t->exp_avg != NULL;
-    }
-    CHECK(!with_optimizer || with_optimizer == count, "%d of %d tensors have optimizer state", with_optimizer,
-          count);
-    struct checkpoint_source source = {.fill = fill_from_tensors,
-                                       .context = (void *)(uintptr_t)tensors,
-                                       .entries = entries,
-                                       .count = used,
-                                       .optimizer = with_optimizer && !(options && options->no_optimizer)};
-    if (!status) status = checkpoint_write(dir, options, model, &source, state, config_json, err);
-    mem_free(entries);
-    return status;
+    struct checkpoint_saving saving;
+    if (checkpoint_saving_begin(&saving, dir, options, model, tensors, count, state, config_json, err))
+        return -1;
+    int status = checkpoint_job_write(&saving.job, tensors, saving.owner, count, err);
+    return checkpoint_saving_end(&saving, status, err);
 }

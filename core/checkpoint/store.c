@@ -298,21 +298,27 @@ int checkpoint_store_need_space(const char *dir, uint64_t bytes, struct err *err
         str_format_bytes(have, sizeof(have), (double)room));
 }
 
-int checkpoint_store_begin(const char *dir, int64_t iteration, struct str *path, struct err *err) {
+void checkpoint_store_path(const char *dir, int64_t iteration, struct str *path) {
     char name[48];
     checkpoint_place_name(iteration, name);
     join(path, dir, SAVING, name);
-    remove_dir(path->data);
-    if (mkdir(path->data, 0755))
-        return err_set(err, "%s: cannot make the directory: %s", path->data, strerror(errno));
-    return 0;
+}
+
+int checkpoint_store_begin(const char *dir, int64_t iteration, struct err *err) {
+    struct str path = {0};
+    int status = 0;
+    checkpoint_store_path(dir, iteration, &path);
+    remove_dir(path.data);
+    if (mkdir(path.data, 0755))
+        status = err_set(err, "%s: cannot make the directory: %s", path.data, strerror(errno));
+    str_free(&path);
+    return status;
 }
 
 void checkpoint_store_abort(const char *dir, int64_t iteration) {
-    char name[48];
     struct str path = {0};
-    checkpoint_place_name(iteration, name);
-    remove_dir(join(&path, dir, SAVING, name));
+    checkpoint_store_path(dir, iteration, &path);
+    remove_dir(path.data);
     str_free(&path);
 }
 

@@ -45,8 +45,10 @@ int checkpoint_make_dirs(const char *path, struct err *err);
 /* Makes `dir`, puts back what a kill left half-replaced, removes other leftovers. */
 int checkpoint_store_prepare(const char *dir, struct err *err);
 int checkpoint_store_need_space(const char *dir, uint64_t bytes, struct err *err);
-/* Makes an empty <dir>/.saving-NAME; its path is appended to *path. */
-int checkpoint_store_begin(const char *dir, int64_t iteration, struct str *path, struct err *err);
+/* <dir>/.saving-NAME, in place of what *path held. */
+void checkpoint_store_path(const char *dir, int64_t iteration, struct str *path);
+/* Makes it, empty. */
+int checkpoint_store_begin(const char *dir, int64_t iteration, struct err *err);
 /* Syncs it, gives it its name, replaces the tracker. After this the checkpoint is in force. */
 int checkpoint_store_commit(const char *dir, int64_t iteration, struct err *err);
 /* Removes <dir>/.saving-NAME. */

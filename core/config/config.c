@@ -14,7 +14,7 @@
     { NULL, 0, NULL }                                                                                        \
     }                                                                                                        \
     ;
-/* the two sets that no flag uses are not tables but names of derived values */
+/* the sets that no flag uses are not tables but names of derived values */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-variable"
 #include "core/config/choices.def"

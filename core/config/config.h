@@ -7,6 +7,7 @@
  *     if (config_parse(argc, argv, &cfg, &err)) { ...print err.text, exit 2... }
  *     if (config_answer(stdout, &cfg)) { ...exit 0... }     // --help and its kind
  *     // with --use-checkpoint-args: config_load_json(&cfg, text, length, name, &err)
+ *     cfg.running_ranks = ranks that the launcher started;
  *     if (config_validate(&cfg, modules, module_count, &err)) { ...exit 2... }
  *     config_print_notes(stderr, &cfg);
  *     config_print_resolved(stdout, &cfg);
@@ -113,6 +114,9 @@ struct config {
 #undef FLAG
 #undef SAME
 
+    /* Set by the caller before config_validate: ranks that the launcher started; 0: not known (tests). */
+    int64_t running_ranks;
+
     /* Derived by config_validate; no flags. */
     int mlp_activation;         /* MLP_ACTIVATION_*, same order as enum activation of the kernels */
     int params_dtype;           /* PARAMS_DTYPE_* of weights and activations */
@@ -120,6 +124,9 @@ struct config {
     bool qkv_bias;              /* the QKV projection has a bias */
     bool dynamic_loss_scale;    /* fp16 without --loss-scale */
     int64_t data_parallel_size; /* world / (tensor * pipeline * context) */
+    int64_t virtual_stages;     /* model chunks of a pipeline stage; 1: not interleaved */
+    int sharding;               /* SHARDING_* over the data-parallel (times context) ranks */
+    int cp_comm;                /* CP_COMM_* */
     int64_t rotary_dim;         /* rotated dims of a head; 0 without rotary positions */
     double output_init_std;     /* of attention and MLP output weights: init_method_std / sqrt(2 * layers) */
     double split_weights[3];    /* train, validation, test; sum 1 */
@@ -162,9 +169,12 @@ bool config_flag_is_given(const struct config *cfg, enum config_flag flag);
 /* "--norm-epsilon" for CONFIG_FLAG_layernorm_epsilon; the first spelling. */
 const char *config_flag_name(enum config_flag flag);
 
+/* The word of a CHOICE flag: "1f1b" for CONFIG_FLAG_pipeline_schedule. The flag must be set. */
+const char *config_choice_name(const struct config *cfg, enum config_flag flag);
+
 /* Rows of the embedding for a tokenizer with vocab_size ids (--padded-vocab-size, --no-pad-vocab-size,
  * --make-vocab-size-divisible-by x tensor-parallel size); -1 with a message when --padded-vocab-size is too
- * small. */
+ * small, or the tensor-parallel size does not divide it. */
 int64_t config_padded_vocab_size(const struct config *cfg, int64_t vocab_size, struct err *err);
 /* Sequences of the step that starts after consumed_samples. */
 int64_t config_batch_size_at(const struct config *cfg, int64_t consumed_samples);

@@ -29,6 +29,11 @@ static const char *choice_word(const struct flag_row *row, int value) {
     return "";
 }
 
+const char *config_choice_name(const struct config *cfg, enum config_flag flag) {
+    CHECK(flag_rows[flag].kind == FLAG_CHOICE, "%s is not a choice", flag_rows[flag].field);
+    return choice_word(&flag_rows[flag], *(const int *)flag_field(cfg, flag));
+}
+
 void flag_format_value(const struct config *cfg, int flag, struct str *out) {
     const struct flag_row *row = &flag_rows[flag];
     const void *field = flag_field(cfg, flag);

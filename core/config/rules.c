@@ -1,13 +1,19 @@
 /* Every rule between flags, and every value that follows from others. A rule is one REQUIRE: the condition
  * that must hold, and a message that names the flags and the remedy. Sources: Megatron-LM's validate_args and
  * TransformerConfig.__post_init__ where it checks; where it silently changes or ignores a flag, the rule
- * refuses. Data and tokenizer are in rules_data.c, batch sizes, iterations and schedules in rules_schedule.c.
+ * refuses. The layout is in rules_parallel.c, the pipeline in rules_pipeline.c, recompute in
+ * rules_recompute.c, data and tokenizer in rules_data.c, batch sizes, iterations and learning rates in
+ * rules_schedule.c.
  */
 #include "core/config/rules.h"
 #include <string.h>
 
 bool rules_gave(const struct config *cfg, int flag) {
     return cfg->origin[flag] >= CONFIG_YAML;
+}
+
+bool rules_plans_only(const struct config *cfg) {
+    return cfg->dry_run || cfg->print_topology;
 }
 
 /* Does the flag differ from "off"? */
@@ -62,6 +68,15 @@ static int rules_without_effect(const struct config *cfg, struct err *err) {
         NEEDS(profile_trace_file, profile),
         NEEDS(use_pytorch_profiler, profile),
         NEEDS(log_params_hash, metrics_file),
+        NEEDS(async_save, save),
+        NEEDS(async_strategy, async_save),
+        NEEDS(use_persistent_ckpt_worker, async_save),
+        NEEDS(straggler_minmax_count, log_straggler),
+        NEEDS(self_check_steps, self_check),
+        NEEDS(ddp_bucket_size, overlap_grad_reduce),
+        NEEDS(ddp_num_buckets, overlap_grad_reduce),
+        NEEDS(data_parallel_sharding_strategy, use_megatron_fsdp),
+        NEEDS(megatron_fsdp_version, use_megatron_fsdp),
     };
     for (size_t i = 0; i < ARRAY_COUNT(needs); i++) {
         const char *flag = config_flag_name(needs[i].flag), *other = config_flag_name(needs[i].other);
@@ -78,37 +93,6 @@ static int rules_without_effect(const struct config *cfg, struct err *err) {
                 "%s has no effect without a checkpoint: add --load or --pretrained-checkpoint, or drop %s",
                 flag, flag);
     }
-    return 0;
-}
-
-/* ---- parallel layout ---- */
-
-static int rules_parallel(struct config *cfg, struct err *err) {
-    static const int sizes[] = {CONFIG_FLAG_tensor_model_parallel_size,
-                                CONFIG_FLAG_pipeline_model_parallel_size,
-                                CONFIG_FLAG_context_parallel_size,
-                                CONFIG_FLAG_expert_model_parallel_size,
-                                CONFIG_FLAG_expert_tensor_parallel_size,
-                                CONFIG_FLAG_num_distributed_optimizer_instances,
-                                CONFIG_FLAG_world_size};
-    REQUIRE(
-        !cfg->overlap_param_gather || cfg->use_distributed_optimizer,
-        "--overlap-param-gather needs --use-distributed-optimizer: add it or drop --overlap-param-gather");
-    REQUIRE(!cfg->overlap_param_gather || cfg->overlap_grad_reduce,
-            "--overlap-param-gather needs --overlap-grad-reduce: add it or drop --overlap-param-gather");
-    for (size_t i = 0; i < ARRAY_COUNT(sizes); i++) {
-        int64_t size = *(const int64_t *)flag_field(cfg, sizes[i]);
-        REQUIRE(size == CONFIG_UNSET_INT || size == 1,
-                "%s %lld: this version runs one rank and plans for one; use %s 1", config_flag_name(sizes[i]),
-                (long long)size, config_flag_name(sizes[i]));
-    }
-    int64_t model =
-        cfg->tensor_model_parallel_size * cfg->pipeline_model_parallel_size * cfg->context_parallel_size;
-    if (!config_is_set(cfg, world_size)) {
-        cfg->world_size = 1;
-        config_derive(cfg, CONFIG_FLAG_world_size, "the ranks that run");
-    }
-    cfg->data_parallel_size = cfg->world_size / model;
     return 0;
 }
 
@@ -242,105 +226,6 @@ static int rules_model(struct config *cfg, struct err *err) {
     return 0;
 }
 
-/* ---- recompute ---- */
-
-static void list_modules(struct str *out, const struct config_module *modules, int count) {
-    for (int i = 0, shown = 0; i < count; i++) {
-        if (modules[i].available) str_printf(out, "%s%s", shown++ ? ", " : "", modules[i].name);
-    }
-    if (!out->data) str_puts(out, "none");
-}
-
-static int check_module(const char *name, const struct config_module *modules, int count, struct err *err) {
-    static const char *const elsewhere[] = {"moe",          "moe_act",     "shared_experts", "mla_up_proj",
-                                            "gdn_norm_out", "gdp_in_proj", "gdp_qkv",        "mhc"};
-    const char *nearest = NULL;
-    int best = 4;
-    for (int i = 0; i < count; i++) {
-        if (!strcmp(modules[i].name, name)) {
-            REQUIRE(modules[i].available, "--recompute-modules %s: %s", name, modules[i].why_not);
-            return 0;
-        }
-        int distance = str_edit_distance(name, modules[i].name, best);
-        if (distance < best) best = distance, nearest = modules[i].name;
-    }
-    struct str allowed = {0};
-    list_modules(&allowed, modules, count);
-    for (size_t i = 0; i < ARRAY_COUNT(elsewhere); i++) {
-        if (strcmp(elsewhere[i], name)) continue;
-        err_set(err, "--recompute-modules %s: a module of models that this program does not have yet; use %s",
-                name, allowed.data);
-        str_free(&allowed);
-        return -1;
-    }
-    err_set(err, "--recompute-modules %s: no such module%s%s%s; this model has %s", name,
-            nearest ? "; did you mean " : "", nearest ? nearest : "", nearest ? "?" : "", allowed.data);
-    str_free(&allowed);
-    return -1;
-}
-
-static int rules_full(const struct config *cfg, struct err *err) {
-    long long n = cfg->recompute_num_layers, layers = cfg->num_layers;
-    REQUIRE(config_is_set(cfg, recompute_method),
-            "--recompute-granularity full needs --recompute-method: uniform or block");
-    REQUIRE(config_is_set(cfg, recompute_num_layers),
-            "--recompute-granularity full needs --recompute-num-layers: 1 to --num-layers %lld", layers);
-    REQUIRE(n >= 1 && n <= layers, "--recompute-num-layers %lld: must be from 1 to --num-layers %lld", n,
-            layers);
-    REQUIRE(!config_is_set(cfg, recompute_modules),
-            "--recompute-modules has no effect with --recompute-granularity full, which recomputes whole "
-            "layers: drop "
-            "it or use --recompute-granularity selective");
-    return 0;
-}
-
-static int rules_selective(struct config *cfg, struct err *err) {
-    static const char *const core_attn[] = {"core_attn"};
-    REQUIRE(!config_is_set(cfg, recompute_method),
-            "--recompute-method is for --recompute-granularity full: drop it with selective, which takes "
-            "--recompute-modules");
-    REQUIRE(!config_is_set(cfg, recompute_num_layers),
-            "--recompute-num-layers is for --recompute-granularity full: drop it with selective, which takes "
-            "--recompute-modules");
-    if (!config_is_set(cfg, recompute_modules)) {
-        cfg->recompute_modules = (struct config_texts){1, core_attn};
-        config_derive(cfg, CONFIG_FLAG_recompute_modules, "--recompute-granularity selective");
-    }
-    return 0;
-}
-
-static int rules_recompute(struct config *cfg, const struct config_module *modules, int count,
-                           struct err *err) {
-    if (config_is_set(cfg, recompute_modules)) {
-        for (int64_t i = 0; i < cfg->recompute_modules.count; i++) {
-            if (check_module(cfg->recompute_modules.items[i], modules, count, err)) return -1;
-        }
-    }
-    if (cfg->recompute_activations) {
-        REQUIRE(cfg->recompute_granularity != RECOMPUTE_GRANULARITY_FULL,
-                "--recompute-activations means --recompute-granularity selective and contradicts "
-                "--recompute-granularity full: drop one of them");
-        if (cfg->recompute_granularity == CONFIG_UNSET_CHOICE) {
-            cfg->recompute_granularity = RECOMPUTE_GRANULARITY_SELECTIVE;
-            config_derive(cfg, CONFIG_FLAG_recompute_granularity, "--recompute-activations");
-        }
-    }
-    REQUIRE(!cfg->distribute_saved_activations || cfg->tensor_model_parallel_size > 1,
-            "--distribute-saved-activations splits over tensor-parallel ranks: it needs "
-            "--tensor-model-parallel-size "
-            "above 1; drop it");
-    if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL) return rules_full(cfg, err);
-    if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_SELECTIVE) return rules_selective(cfg, err);
-    REQUIRE(!config_is_set(cfg, recompute_method) && !config_is_set(cfg, recompute_num_layers),
-            "%s has no effect without --recompute-granularity full: add it or drop %s",
-            config_is_set(cfg, recompute_method) ? "--recompute-method" : "--recompute-num-layers",
-            config_is_set(cfg, recompute_method) ? "--recompute-method" : "--recompute-num-layers");
-    REQUIRE(!config_is_set(cfg, recompute_modules),
-            "--recompute-modules has no effect without --recompute-granularity selective: add it or drop "
-            "--recompute-modules");
-    return 0;
-}
-
 /* ---- precision ---- */
 
 static int rules_precision(struct config *cfg, struct err *err) {
@@ -390,6 +275,9 @@ static int rules_output(struct config *cfg, struct err *err) {
                 "--profile-ranks %lld: there is no such rank, the ranks are 0 to %lld; drop it",
                 (long long)cfg->profile_ranks.items[i], (long long)cfg->world_size - 1);
     }
+    REQUIRE(!cfg->self_check || !rules_plans_only(cfg),
+            "--self-check trains, and %s stops before training: drop one of them",
+            cfg->dry_run ? "--dry-run" : "--print-topology");
     REQUIRE(
         cfg->device != DEVICE_CUDA || !GAVE(kernels),
         "--kernels chooses among the CPU's kernels and has no effect with --device cuda: drop one of them");
@@ -407,11 +295,10 @@ int config_validate(struct config *cfg, const struct config_module *modules, int
         config_derive(cfg, CONFIG_FLAG_dry_run, "--dry-run-json");
     }
     if (rules_required(cfg, err) || rules_without_effect(cfg, err) || rules_parallel(cfg, err)) return -1;
-    if (rules_model(cfg, err) || rules_recompute(cfg, modules, module_count, err) ||
-        rules_precision(cfg, err))
-        return -1;
+    if (rules_pipeline(cfg, err) || rules_model(cfg, err) || rules_parallel_model(cfg, err)) return -1;
+    if (rules_recompute(cfg, modules, module_count, err) || rules_precision(cfg, err)) return -1;
     if (rules_data(cfg, err) || rules_output(cfg, err)) return -1;
-    return rules_schedule(cfg, err);
+    return rules_schedule(cfg, err) || rules_micro_batches(cfg, err) ? -1 : 0;
 }
 
 int64_t config_padded_vocab_size(const struct config *cfg, int64_t vocab_size, struct err *err) {
@@ -420,8 +307,18 @@ int64_t config_padded_vocab_size(const struct config *cfg, int64_t vocab_size, s
         REQUIRE(cfg->padded_vocab_size >= vocab_size,
                 "--padded-vocab-size %lld is smaller than the vocabulary of %lld: raise it or drop it",
                 (long long)cfg->padded_vocab_size, (long long)vocab_size);
+        REQUIRE(cfg->padded_vocab_size % tp == 0,
+                "--padded-vocab-size %lld is not a multiple of --tensor-model-parallel-size %lld: change one "
+                "of them",
+                (long long)cfg->padded_vocab_size, (long long)tp);
         return cfg->padded_vocab_size;
     }
-    if (!cfg->pad_vocab_size) return vocab_size;
+    if (!cfg->pad_vocab_size) {
+        REQUIRE(vocab_size % tp == 0,
+                "--no-pad-vocab-size: the vocabulary of %lld is not a multiple of "
+                "--tensor-model-parallel-size %lld; drop the flag",
+                (long long)vocab_size, (long long)tp);
+        return vocab_size;
+    }
     return (vocab_size + multiple - 1) / multiple * multiple;
 }

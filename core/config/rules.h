@@ -12,6 +12,19 @@
 bool rules_gave(const struct config *cfg, int flag);
 #define GAVE(field) rules_gave(cfg, CONFIG_FLAG_##field)
 
+/* The run stops after planning: flags that only training needs may be missing. */
+bool rules_plans_only(const struct config *cfg);
+
+/* Sizes of the layout, world size, what is split over the data-parallel ranks. */
+int rules_parallel(struct config *cfg, struct err *err);
+/* Can the model be split that way? After the rules of the model. */
+int rules_parallel_model(struct config *cfg, struct err *err);
+/* Pipeline stages, chunks, schedule; needs --num-layers. */
+int rules_pipeline(struct config *cfg, struct err *err);
+/* Micro-batches of every batch size against the schedule. After rules_schedule. */
+int rules_micro_batches(struct config *cfg, struct err *err);
+/* Granularity, method, counts, modules. */
+int rules_recompute(struct config *cfg, const struct config_module *modules, int count, struct err *err);
 /* Data source, split, tokenizer. */
 int rules_data(struct config *cfg, struct err *err);
 /* Reads the files of --data-args-path and --per-split-data-args-path into the lists of data paths. */

@@ -47,7 +47,7 @@ static int rules_source(struct config *cfg, struct err *err) {
     REQUIRE(
         cfg->mock_data + blend + per_split <= 1,
         "--mock-data, --data-path and --train-data-path (with its kind) exclude each other: keep one source");
-    REQUIRE(cfg->mock_data + blend + per_split == 1 || cfg->dry_run,
+    REQUIRE(cfg->mock_data + blend + per_split == 1 || rules_plans_only(cfg),
             "no data: give --data-path PREFIX or --train-data-path PREFIX, or --mock-data to train on "
             "made-up data "
             "(Megatron-LM would do that silently)");

@@ -129,7 +129,9 @@ static int rules_batch(struct config *cfg, struct err *err) {
     } else {
         if (!config_is_set(cfg, global_batch_size)) {
             cfg->global_batch_size = cfg->micro_batch_size * cfg->data_parallel_size;
-            config_derive(cfg, CONFIG_FLAG_global_batch_size, "--micro-batch-size");
+            config_derive(cfg, CONFIG_FLAG_global_batch_size,
+                          cfg->data_parallel_size == 1 ? "--micro-batch-size"
+                                                       : "--micro-batch-size * data-parallel size");
         }
         stages.items = config_keep(cfg, sizeof(*stages.items));
         if (add_stage(cfg, &stages, 0, cfg->global_batch_size, "--global-batch-size", err)) return -1;
@@ -177,7 +179,7 @@ static int rules_iterations(struct config *cfg, struct err *err) {
                                    CONFIG_FLAG_lr_wsd_decay_iters};
     bool iters = config_is_set(cfg, train_iters), samples = config_is_set(cfg, train_samples);
     REQUIRE(!iters || !samples, "--train-iters and --train-samples exclude each other: drop one of them");
-    REQUIRE(iters || samples || cfg->skip_train || cfg->dry_run,
+    REQUIRE(iters || samples || cfg->skip_train || rules_plans_only(cfg),
             "the length of the training is unknown: give --train-iters or --train-samples");
     for (size_t i = 0; i < ARRAY_COUNT(by_samples) && (iters || samples); i++) {
         int flag = iters ? by_samples[i] : by_iters[i];
@@ -212,7 +214,7 @@ static int rules_iterations(struct config *cfg, struct err *err) {
 static int rules_rates(struct config *cfg, struct err *err) {
     static const int wsd[] = {CONFIG_FLAG_lr_wsd_decay_style, CONFIG_FLAG_lr_wsd_decay_iters,
                               CONFIG_FLAG_lr_wsd_decay_samples};
-    REQUIRE(config_is_set(cfg, lr) || cfg->skip_train || cfg->dry_run,
+    REQUIRE(config_is_set(cfg, lr) || cfg->skip_train || rules_plans_only(cfg),
             "--lr is required: give the peak learning rate");
     if (config_is_set(cfg, lr)) {
         REQUIRE(cfg->min_lr <= cfg->lr, "--min-lr %g is above --lr %g: lower it", cfg->min_lr, cfg->lr);

@@ -165,10 +165,28 @@ static int parse_switch(const struct flag_row *row, const char *word, const char
     return bad_value(row, word, shown, err);
 }
 
+/* Whole numbers may also be separated by commas: "4,2" is "4 2". */
+static const char *const *split_commas(struct config *cfg, const char *const *words, int64_t *count_p) {
+    int64_t count = 0, most = 0;
+    for (int64_t i = 0; i < *count_p; i++) most += (int64_t)strlen(words[i]) + 1;
+    const char **pieces = config_keep(cfg, (size_t)most * sizeof(*pieces));
+    for (int64_t i = 0; i < *count_p; i++) {
+        const char *at = words[i];
+        do {
+            size_t length = strcspn(at, ",");
+            pieces[count++] = config_keep_text(cfg, at, length);
+            at += length;
+        } while (*at++ && *at);
+    }
+    *count_p = count;
+    return pieces;
+}
+
 static int parse_list(struct config *cfg, int flag, const char *const *words, int64_t count,
                       const char *shown, struct err *err) {
     const struct flag_row *row = &flag_rows[flag];
     int64_t length = list_length(row);
+    if (row->kind == FLAG_INTS) words = split_commas(cfg, words, &count);
     if ((length > 0 && count != length) || (length < 0 && count < 1)) {
         struct str allowed = {0};
         flag_describe_values(row, &allowed);

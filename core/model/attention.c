@@ -2,14 +2,30 @@
 
 /* Self-attention: fused projection to q, k, v, attention proper, output projection. */
 int build_attention(struct program *p, const struct model *m, int x) {
-    int64_t qkv_features = (m->heads + 2 * m->groups) * m->head_dim;
-    int qkv = op_add_linear(p, m, x, "linear_qkv", "decoder.layers.%d.self_attention.linear_qkv", true,
-                            qkv_features, m->init_std, m->qkv_bias);
+    int64_t width = model_heads(m) * m->head_dim;
+    bool split = m->tp > 1;
+    int qkv = op_add_linear(p, m, x,
+                            &(struct linear_spec){.name = "linear_qkv",
+                                                  .prefix = "decoder.layers.%d.self_attention.linear_qkv",
+                                                  .per_layer = true,
+                                                  .bias = m->qkv_bias,
+                                                  .split = split ? LINEAR_COLUMN : LINEAR_WHOLE,
+                                                  .shard = shard_qkv_rows(m, m->hidden),
+                                                  .out_features = width + 2 * model_groups(m) * m->head_dim,
+                                                  .init_std = m->init_std});
     int parts[3];
     op_add_qkv_split(p, m, qkv, parts);
     int outer = program_begin(p, MODULE_core_attn);
     int o = m->flash ? op_add_attention(p, m, parts) : op_add_attention_unfused(p, m, parts);
     program_end(p, outer);
-    return op_add_linear(p, m, o, "linear_proj", "decoder.layers.%d.self_attention.linear_proj", true,
-                         m->hidden, m->output_init_std, m->linear_bias);
+    int y = op_add_linear(p, m, o,
+                          &(struct linear_spec){.name = "linear_proj",
+                                                .prefix = "decoder.layers.%d.self_attention.linear_proj",
+                                                .per_layer = true,
+                                                .bias = m->linear_bias,
+                                                .split = split ? LINEAR_ROW : LINEAR_WHOLE,
+                                                .shard = shard_cols(m, m->hidden, m->heads * m->head_dim),
+                                                .out_features = m->hidden,
+                                                .init_std = m->output_init_std});
+    return op_add_reduce_scatter(p, m, y);
 }

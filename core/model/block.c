@@ -2,8 +2,8 @@
 #include "core/model/ops.h"
 
 static int input_of(struct program *p, const struct model *m) {
-    return p->input =
-               program_tensor(p, "hidden", m->dtype, 3, (int64_t[]){m->seq, m->micro_batch, m->hidden});
+    return p->input = program_tensor(p, "hidden", m->dtype, 3,
+                                     (int64_t[]){model_rows(m), m->micro_batch, m->hidden});
 }
 
 static int build_norm(struct program *p, const struct model *m, int x, const char *name, const char *prefix) {
@@ -13,11 +13,19 @@ static int build_norm(struct program *p, const struct model *m, int x, const cha
     return y;
 }
 
+/* What a column-split layer reads. Kept by nobody: where the sequence is split, backward gathers it again. */
+static int build_gather(struct program *p, const struct model *m, int x) {
+    int outer = program_begin(p, MODULE_tensor_gather);
+    int y = op_add_gather(p, m, x);
+    program_end(p, outer);
+    return y;
+}
+
 static int build_layer(struct program *p, const struct model *m, int x) {
     int n1 = build_norm(p, m, x, "input_layernorm", "decoder.layers.%d.input_layernorm");
-    int x1 = op_add_residual(p, m, x, build_attention(p, m, n1), "residual_attention");
+    int x1 = op_add_residual(p, m, x, build_attention(p, m, build_gather(p, m, n1)), "residual_attention");
     int n2 = build_norm(p, m, x1, "pre_mlp_layernorm", "decoder.layers.%d.pre_mlp_layernorm");
-    return op_add_residual(p, m, x1, build_mlp(p, m, n2), "residual_mlp");
+    return op_add_residual(p, m, x1, build_mlp(p, m, build_gather(p, m, n2)), "residual_mlp");
 }
 
 void build_layers(struct program *p, const struct model *m, int count) {
@@ -38,15 +46,20 @@ void build_embedding(struct program *p, const struct model *m) {
 }
 
 void build_head(struct program *p, const struct model *m) {
-    const char *weight = m->tied ? "embedding.word_embeddings.weight" : "output_layer.weight";
     int x = op_add_norm(p, m, input_of(p, m), "final_layernorm", "decoder.final_layernorm", false);
-    if (m->fused_loss) {
-        op_add_linear_cross_entropy(p, m, x, weight);
+    if (m->fused_loss) { /* writes the gradient over its input, so that is kept */
+        op_add_linear_cross_entropy(p, m, op_add_gather(p, m, x));
         return;
     }
-    const char *prefix = m->tied ? "embedding.word_embeddings" : "output_layer";
-    op_add_cross_entropy(p, m,
-                         op_add_linear(p, m, x, "output_layer", prefix, false, m->vocab, m->init_std, false));
+    int logits =
+        op_add_linear(p, m, build_gather(p, m, x),
+                      &(struct linear_spec){.name = "output_layer",
+                                            .prefix = m->tied ? "embedding.word_embeddings" : "output_layer",
+                                            .split = m->tp > 1 ? LINEAR_COLUMN : LINEAR_WHOLE,
+                                            .shard = shard_rows(m, m->vocab, m->hidden),
+                                            .out_features = model_vocab(m),
+                                            .init_std = m->init_std});
+    op_add_cross_entropy(p, m, logits);
 }
 
 bool model_has_module(const struct model *m, int module, const char **why_p) {

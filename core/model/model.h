@@ -8,7 +8,10 @@
 #include "recompute/recompute.h"
 #include <stdbool.h>
 
+enum model_cp_comm { MODEL_CP_P2P, MODEL_CP_ALL_GATHER, MODEL_CP_A2A };
+
 struct model {
+    /* Sizes are those of the whole model; the functions below give this rank's share. */
     int64_t layers, hidden, heads, groups, head_dim, ffn;
     int64_t seq, micro_batch, vocab /* padded */, max_positions;
     enum dtype dtype; /* of activations and of the parameters' compute copy */
@@ -29,7 +32,54 @@ struct model {
     /* loss */
     bool fused_loss;    /* chunked linear cross entropy */
     int64_t loss_chunk; /* tokens per chunk */
+    int64_t
+        vocab_used; /* rows of the vocabulary that exist; the rest is padding, which no loss sees; 0: all */
+    /* this rank's place; sizes 0 and 1 both mean no parallelism of that kind */
+    int tp, tp_rank, cp, cp_rank;
+    bool sequence_parallel; /* hidden states between the linear layers are split over the tensor-parallel
+                               ranks */
+    enum model_cp_comm cp_comm;
 };
+
+static inline int64_t model_tp(const struct model *m) {
+    return m->tp > 1 ? m->tp : 1;
+}
+static inline int64_t model_cp(const struct model *m) {
+    return m->cp > 1 ? m->cp : 1;
+}
+static inline bool model_splits_sequence(const struct model *m) {
+    return m->sequence_parallel && m->tp > 1;
+}
+/* Query heads, key/value heads, MLP width, vocabulary rows of this tensor-parallel rank. */
+static inline int64_t model_heads(const struct model *m) {
+    return m->heads / model_tp(m);
+}
+static inline int64_t model_groups(const struct model *m) {
+    return m->groups >= model_tp(m) ? m->groups / model_tp(m) : 1;
+}
+static inline int64_t model_ffn(const struct model *m) {
+    return m->ffn / model_tp(m);
+}
+static inline int64_t model_vocab(const struct model *m) {
+    return m->vocab / model_tp(m);
+}
+/* Tokens per sequence on this context-parallel rank: rows of what the linear layers and attention see. */
+static inline int64_t model_seq(const struct model *m) {
+    return m->seq / model_cp(m);
+}
+/* Rows per sequence of hidden states between them (norms, dropout, residuals, segment boundaries). */
+static inline int64_t model_rows(const struct model *m) {
+    return model_splits_sequence(m) ? model_seq(m) / m->tp : model_seq(m);
+}
+
+/* Where local rows lie in the whole sequence. Context parallelism cuts it into 2 cp chunks and gives rank r
+ * chunks r and 2 cp - 1 - r (causal work is then even); sequence parallelism cuts that once more. */
+struct model_piece {
+    int64_t first, global_first, count;
+};
+enum { MODEL_MAX_PIECES = 2 };
+/* Of hidden states (model_rows), or with `whole` of what attention sees (model_seq). Returns how many. */
+int model_pieces(const struct model *m, bool whole, struct model_piece pieces[MODEL_MAX_PIECES]);
 
 struct config;
 /* `cfg` has passed config_validate; cannot fail. */
@@ -48,6 +98,6 @@ void build_head(struct program *p, const struct model *m);
 int build_attention(struct program *p, const struct model *m, int x);
 int build_mlp(struct program *p, const struct model *m, int x);
 
-/* Rotary tables cos, sin [s, rotary_dim / 2] for positions 0..s-1 (Su et al. 2021; Llama-3 scaling as
- * Meta's). */
+/* Rotary tables cos, sin [model_seq, rotary_dim / 2] for the positions of this rank's tokens (Su et al. 2021;
+ * Llama-3 scaling as Meta's). */
 void model_fill_rotary(const struct model *m, float *cos_table, float *sin_table);

@@ -1,22 +1,51 @@
 #pragma once
 /* The ops that builders append. Each function records one op and returns the tensor that it makes. Every op
  * has a forward, a backward, and says which of its inputs and outputs backward reads; none knows of
- * recompute. Legend: s sequence, b micro-batch, h hidden, t = s * b tokens; hidden tensors are [s, b, h]. */
+ * recompute. Legend: s sequence, b micro-batch, h hidden, t = s * b tokens; hidden tensors are [s, b, h],
+ * where s is this rank's rows of the sequence (model_rows between the linear layers, model_seq inside them).
+ */
 #include "core/model/model.h"
 #include "core/tensor/program.h"
 
-/* [s, b, h] from the micro-batch's tokens: word embedding plus learned positions. */
+/* [model_rows, b, h] from the micro-batch's tokens: word embedding plus learned positions. */
 int op_add_embedding(struct program *p, const struct model *m);
 /* y = norm(x); parameters `prefix`.weight and, for LayerNorm, .bias. */
 int op_add_norm(struct program *p, const struct model *m, int x, const char *name, const char *prefix,
                 bool per_layer);
-/* y = x W^T + b, W [out_features, in_features]; parameters `prefix`.weight and .bias when `bias`. */
-int op_add_linear(struct program *p, const struct model *m, int x, const char *name, const char *prefix,
-                  bool per_layer, int64_t out_features, float init_std, bool bias);
+/* y = x W^T + b, W [out_features, in_features] of which this rank holds a part:
+ *   LINEAR_WHOLE   all of it (one tensor-parallel rank)
+ *   LINEAR_COLUMN  rows of W: y is this rank's features. The gradient of x is a sum over the ranks: the op
+ * reduces it (beside its weight gradient) unless the sequence is split, where op_add_gather does LINEAR_ROW
+ * columns of W: x is this rank's features, y a part of a sum: the op reduces it, unless the sequence is
+ * split, where op_add_reduce_scatter does. The bias is added on the first rank only A name that is there
+ * already (tied weights) is the same parameter. */
+enum linear_split { LINEAR_WHOLE, LINEAR_COLUMN, LINEAR_ROW };
+struct linear_spec {
+    const char *name, *prefix; /* parameters `prefix`.weight and, with `bias`, `prefix`.bias */
+    bool per_layer, bias;
+    enum linear_split split;
+    struct param_shard shard; /* of the weight; the bias follows its rows */
+    int64_t out_features;     /* this rank's */
+    float init_std;
+};
+int op_add_linear(struct program *p, const struct model *m, int x, const struct linear_spec *spec);
+
+/* Sequence parallel: [model_rows, b, h] -> [model_seq, b, h] and back (all-gather, reduce-scatter; each the
+ * other's backward). Without it they return x. */
+int op_add_gather(struct program *p, const struct model *m, int x);
+int op_add_reduce_scatter(struct program *p, const struct model *m, int x);
+
+/* Shards: rows of an even split, of [gate; up], of the fused projection by query groups; columns. */
+struct param_shard shard_rows(const struct model *m, int64_t rows, int64_t cols);
+struct param_shard shard_gated_rows(const struct model *m, int64_t half, int64_t cols);
+struct param_shard shard_qkv_rows(const struct model *m, int64_t cols);
+struct param_shard shard_cols(const struct model *m, int64_t rows, int64_t cols);
 /* qkv [s, b, g (a/g + 2) d] -> qkv_out = {q, k, v}, head-major, with QK norm and rotary embedding. */
 void op_add_qkv_split(struct program *p, const struct model *m, int qkv, int qkv_out[3]);
 /* Fused attention: o [s, b, a d] from q, k, v; keeps the log-sum-exp only. */
 int op_add_attention(struct program *p, const struct model *m, const int qkv[3]);
+/* The same over the tokens of all context-parallel ranks (m->cp > 1): ring, gather or exchange of heads. */
+int op_add_attention_context(struct program *p, const struct model *m, const int qkv[3]);
 /* The unfused chain: scores, softmax, dropout, context. */
 int op_add_attention_unfused(struct program *p, const struct model *m, const int qkv[3]);
 int op_add_activation(struct program *p, const struct model *m, int x);
@@ -26,5 +55,5 @@ int op_add_residual(struct program *p, const struct model *m, int residual, int 
 /* Cross entropy of whole logits [t, V]. */
 void op_add_cross_entropy(struct program *p, const struct model *m, int logits);
 /* Output projection and cross entropy in chunks of tokens: logits are never whole, and the gradients of the
- * hidden states and of the weight are made in the same pass. `weight` is the parameter's full name. */
-void op_add_linear_cross_entropy(struct program *p, const struct model *m, int hidden, const char *weight);
+ * hidden states and of the weight (tied: the embedding's) are made in the same pass. */
+void op_add_linear_cross_entropy(struct program *p, const struct model *m, int hidden);

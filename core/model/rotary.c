@@ -16,13 +16,17 @@ static double scaled_frequency(double frequency, double factor) {
 
 void model_fill_rotary(const struct model *m, float *cos_table, float *sin_table) {
     int64_t half = m->rotary_dim / 2;
+    struct model_piece pieces[MODEL_MAX_PIECES];
+    int num_pieces = model_pieces(m, true, pieces);
     for (int64_t i = 0; i < half; i++) {
         double frequency = pow(m->rotary_base, -2.0 * (double)i / (double)m->rotary_dim);
         frequency = scaled_frequency(frequency, m->rope_scaling_factor);
-        for (int64_t position = 0; position < m->seq; position++) {
-            double angle = (double)position / m->rotary_interpolation * frequency;
-            cos_table[position * half + i] = (float)cos(angle);
-            sin_table[position * half + i] = (float)sin(angle);
-        }
+        for (int k = 0; k < num_pieces; k++)
+            for (int64_t row = 0; row < pieces[k].count; row++) {
+                double position = (double)(pieces[k].global_first + row);
+                double angle = position / m->rotary_interpolation * frequency;
+                cos_table[(pieces[k].first + row) * half + i] = (float)cos(angle);
+                sin_table[(pieces[k].first + row) * half + i] = (float)sin(angle);
+            }
     }
 }

@@ -37,23 +37,54 @@ struct rng_key run_rng(const struct run *r, const struct op *o) {
     return key;
 }
 
+struct comm_request **run_request(const struct run *r) {
+    return &r->requests[2 * r->at->op + instr_is_backward(r->at->kind)];
+}
+
+void run_copy(const struct run *r, void *to, const void *from, const struct tensor_info *t) {
+    KERNEL_CALL(cast, r->stream, .dst = to, .src = from, .n = (int64_t)(t->bytes / dtype_bytes(t->dtype)),
+                .dst_dtype = t->dtype, .src_dtype = t->dtype);
+}
+
+/* Saves what the weight gradient of `o` will read from buffers that this list reuses. */
+static void hold(struct run *r, const struct op *o) {
+    const struct code *w = r->weight_code;
+    for (int k = 0; k < o->num_in; k++)
+        if (w->work_offset[o->in[k]] != SIZE_MAX)
+            run_copy(r, r->hold + w->work_offset[o->in[k]], run_tensor(r, o->in[k]), run_info(r, o->in[k]));
+    run_copy(r, r->hold + w->grad_place[o->out[0]], run_grad(r, o->out[0]), run_info(r, o->out[0]));
+}
+
 void run_instr(struct run *r, int i) {
     const struct op *o = &r->program->ops[r->code->at[i].op];
     r->at = &r->code->at[i];
-    if (r->at->kind == INSTR_BACKWARD)
-        o->def->backward(r, o);
-    else
+    switch (r->at->kind) {
+    case INSTR_FORWARD:
+    case INSTR_RERUN:
         o->def->forward(r, o);
+        return;
+    case INSTR_FORWARD_END:
+    case INSTR_RERUN_END:
+        o->def->forward_end(r, o);
+        return;
+    case INSTR_BACKWARD:
+        o->def->backward(r, o);
+        return;
+    case INSTR_BACKWARD_END:
+        o->def->backward_end(r, o);
+        return;
+    case INSTR_WEIGHT:
+        o->def->backward_weight(r, o);
+        return;
+    case INSTR_HOLD:
+        hold(r, o);
+        return;
+    }
 }
 
 void run_finish(struct run *r) {
     const struct program *p = r->program;
     const struct code *code = r->code;
-    if (code->at[code->num_instrs - 1].kind == INSTR_BACKWARD && p->input >= 0 &&
-        code->grad_place[p->input] >= 0) {
-        const struct tensor_info *x = run_info(r, p->input);
-        KERNEL_CALL(cast, r->stream, .dst = r->boundary_grad, .src = run_grad(r, p->input),
-                    .n = (int64_t)(x->bytes / dtype_bytes(x->dtype)), .dst_dtype = x->dtype,
-                    .src_dtype = x->dtype);
-    }
+    if (p->input < 0 || code->grad_place[p->input] < 0) return;
+    run_copy(r, r->boundary_grad, run_grad(r, p->input), run_info(r, p->input));
 }

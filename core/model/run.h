@@ -4,6 +4,7 @@
 #include "core/base/rng.h"
 #include "core/tensor/program.h"
 #include "kernels/kernels.h"
+#include "parallel/comm/comm.h"
 
 /* One parameter of the model, in the forms that its ops read. */
 struct param_view {
@@ -13,7 +14,12 @@ struct param_view {
     bool *grad_written;                           /* false until the first write of this step */
 };
 
-/* One micro-batch, b sequences of s tokens. */
+/* The groups that ops talk to; one rank each (`self`) without that kind of parallelism, `fake` on meta. */
+struct run_comms {
+    struct comm *tp, *cp;
+};
+
+/* One micro-batch, b sequences of this rank's s tokens. */
 struct batch_view {
     const int32_t *tokens, *positions; /* [b, s] */
     const int32_t *labels;             /* [s, b]: the row order of hidden tensors */
@@ -37,6 +43,10 @@ struct run {
     float loss_grad_scale;                /* d total / d (masked loss sum of this micro-batch) */
     char *high_water; /* end of the highest tensor that an op was handed: the measured peak */
     double *loss_sum; /* += masked sum of token losses; written in the first forward only */
+    struct run_comms comms;
+    struct comm_request **requests; /* two per op of the program: of its forward and of its backward */
+    char *hold;                     /* split schedules: where the weight list finds what HOLD copied */
+    const struct code *weight_code;
 };
 
 void *run_tensor(struct run *r, int tensor);
@@ -47,7 +57,10 @@ static inline bool run_is_meta(const struct run *r) {
 }
 /* Side effects (loss sums, statistics, gradients made in forward) belong to the first forward only. */
 static inline bool run_is_first_forward(const struct run *r) {
-    return r->at->kind == INSTR_FORWARD;
+    return r->at->kind == INSTR_FORWARD || r->at->kind == INSTR_FORWARD_END;
+}
+static inline bool instr_is_backward(enum instr_kind kind) {
+    return kind == INSTR_BACKWARD || kind == INSTR_BACKWARD_END || kind == INSTR_WEIGHT || kind == INSTR_HOLD;
 }
 static inline bool run_accumulates(const struct run *r, int k) {
     return r->at->accumulate >> k & 1;
@@ -62,6 +75,11 @@ static inline const struct param_view *run_param(const struct run *r, const stru
 bool run_param_accumulates(const struct param_view *param);
 /* The random numbers of this op in this layer and micro-batch. */
 struct rng_key run_rng(const struct run *r, const struct op *o);
+
+/* Where an op that communicates keeps its request from its start to its end. */
+struct comm_request **run_request(const struct run *r);
+/* Copies `tensor` of the segment: bytes of the whole tensor. */
+void run_copy(const struct run *r, void *to, const void *from, const struct tensor_info *t);
 
 /* Runs instruction i of run->code. */
 void run_instr(struct run *r, int i);

@@ -48,10 +48,10 @@ int program_op(struct program *p, const struct op_def *def, const char *name, co
                      .backward_reads_out = def->backward_reads_out,
                      .grad_in = def->grad_in,
                      .passes_grad = def->passes_grad,
+                     .weight_reads_in = def->weight_reads_in,
                      .grad_of_in0_lives_in = -1,
                      .scope = p->open_scope,
-                     .layer = p->layer,
-                     .rng_op = p->next_rng_op++};
+                     .layer = p->layer};
     for (int i = 0; i < num_in; i++) o->in[i] = in[i];
     if (attribute_bytes) {
         o->attributes = mem_alloc(attribute_bytes, "op attributes");
@@ -80,6 +80,10 @@ int program_param(struct program *p, int op, struct param_info info) {
     p->params[p->num_params] = info;
     o->param[o->num_params++] = p->num_params;
     return p->num_params++;
+}
+
+void program_draws_random(struct program *p, int op) {
+    p->ops[op].rng_op = p->next_rng_op++;
 }
 
 int program_begin(struct program *p, int module) {

@@ -16,7 +16,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { PROGRAM_MAX_DIMS = 4, OP_MAX_IN = 4, OP_MAX_OUT = 4, OP_MAX_PARAMS = 6, TENSOR_ALIGNMENT = 64 };
+enum {
+    PROGRAM_MAX_DIMS = 4,
+    OP_MAX_IN = 4,
+    OP_MAX_OUT = 4,
+    OP_MAX_PARAMS = 6,
+    PARAM_MAX_RUNS = 3,
+    TENSOR_ALIGNMENT = 64
+};
 
 enum tensor_home { HOME_NOWHERE, HOME_KEEP, HOME_WORK, HOME_GIVEN };
 
@@ -41,12 +48,28 @@ enum param_form {
     PARAM_FORM_PACKED_BACKWARD = 4, /* gemm_pack of the matrix: dx = dy W */
 };
 
+/* Which part of a parameter a tensor-parallel rank holds: runs of global rows, one after the other, and a run
+ * of columns. All zero: the whole of it, the same on every tensor-parallel rank. */
+struct param_shard {
+    int64_t full[2]; /* global shape */
+    int num_runs;
+    struct {
+        int64_t first, count;
+    } runs[PARAM_MAX_RUNS];
+    int64_t first_col;
+    /* Local rows from here on are also held by other tensor-parallel ranks (key and value heads when there
+     * are fewer groups than ranks); 0: none. */
+    int64_t shared_from_row;
+};
+
 struct param_info {
     const char *name; /* Megatron-LM's full name; "%d" stands for the global layer index when per_layer */
     bool per_layer;
     int layer; /* layer of the segment that it belongs to, from 0 */
     int num_dims;
-    int64_t dims[2];
+    int64_t dims[2]; /* of this rank's part */
+    struct param_shard shard;
+    bool sum_over_tensor; /* each tensor-parallel rank makes a part of the gradient (sequence parallel) */
     enum param_init init;
     float init_std;
     unsigned forms;
@@ -54,14 +77,22 @@ struct param_info {
 
 struct run;
 struct op;
+/* What an op can do. `backward` writes the gradients of inputs (and of parameters, unless backward_weight
+ * does). An op that communicates starts in forward or backward and ends in forward_end or backward_end, which
+ * the lists put right before the first reader; so it runs beside what lies between. */
 struct op_def {
     const char *name;
     void (*forward)(struct run *run, const struct op *op);
     void (*backward)(struct run *run, const struct op *op);
+    void (*backward_weight)(struct run *run,
+                            const struct op *op); /* gradients of parameters; NULL: in backward */
+    void (*forward_end)(struct run *run, const struct op *op); /* NULL: forward is complete when it returns */
+    void (*backward_end)(struct run *run, const struct op *op);
     /* Defaults for the op's masks; a builder may change them on the op. Bit i = in[i], out[i]. */
     unsigned backward_reads_in, backward_reads_out;
-    unsigned grad_in;     /* inputs that receive a gradient */
-    unsigned passes_grad; /* inputs whose gradient equals the output's: they may share its storage */
+    unsigned grad_in;         /* inputs that receive a gradient */
+    unsigned passes_grad;     /* inputs whose gradient equals the output's: they may share its storage */
+    unsigned weight_reads_in; /* of backward_reads_in, what only backward_weight reads */
 };
 
 struct op {
@@ -69,11 +100,11 @@ struct op {
     const char *name;
     int num_in, num_out, num_params;
     int in[OP_MAX_IN], out[OP_MAX_OUT], param[OP_MAX_PARAMS];
-    unsigned backward_reads_in, backward_reads_out, grad_in, passes_grad;
+    unsigned backward_reads_in, backward_reads_out, grad_in, passes_grad, weight_reads_in;
     int grad_of_in0_lives_in; /* tensor whose storage holds the gradient of in[0], or -1 */
     int scope;                /* innermost module instance, -1 for none */
     int layer;                /* layer of the segment, from 0 */
-    uint16_t rng_op;          /* names this op's random numbers within its layer */
+    uint16_t rng_op;          /* names this op's random numbers within its layer (program_draws_random) */
     void *attributes;         /* the op's own struct, owned by the program */
 };
 
@@ -110,6 +141,10 @@ int program_output(struct program *p, int op, const char *name, enum dtype dtype
  */
 int program_param(struct program *p, int op, struct param_info info);
 
+/* Gives the op a name for its random numbers: how many such ops came before it in this layer. Ops that draw
+ * none do not count, so layouts that add communication draw the same numbers. */
+void program_draws_random(struct program *p, int op);
+
 /* Brackets a recomputable module. begin returns the value to hand to end. */
 int program_begin(struct program *p, int module);
 void program_end(struct program *p, int outer);
@@ -124,12 +159,22 @@ static inline size_t align_up(size_t bytes) {
 
 /* ---- code: what is executed, written by recompute/ ---- */
 
-enum instr_kind { INSTR_FORWARD, INSTR_RERUN, INSTR_BACKWARD };
+enum instr_kind {
+    INSTR_FORWARD,
+    INSTR_RERUN,
+    INSTR_BACKWARD,
+    INSTR_WEIGHT,       /* backward_weight of an op whose backward has run */
+    INSTR_FORWARD_END,  /* of a FORWARD */
+    INSTR_RERUN_END,    /* of a RERUN */
+    INSTR_BACKWARD_END, /* of a BACKWARD */
+    INSTR_HOLD,         /* copies what a later WEIGHT list reads out of buffers that will be reused */
+};
 
 struct instr {
     enum instr_kind kind;
     int op;
-    unsigned accumulate; /* BACKWARD: bit i set means the gradient of in[i] is added to, not stored */
+    unsigned
+        accumulate; /* BACKWARD and its END: bit i set means the gradient of in[i] is added to, not stored */
 };
 
 enum { GRAD_ABSENT = -1, GRAD_AT_BOUNDARY = -2, GRAD_IN_TENSOR = -3 };

@@ -1,5 +1,6 @@
 #include "core/train/executor.h"
 #include "core/base/mem.h"
+#include "core/train/sync.h"
 #include "core/train/timers.h"
 #include <string.h>
 
@@ -17,11 +18,16 @@ static void open_views(struct executor *e) {
     e->grad_written = mem_new_array(bool, (size_t)plan->num_params, "parameter views");
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
+        const struct plan_bucket *b = &plan->buckets[p->bucket];
+        e->views[i] = (struct param_view){.grad_written = &e->grad_written[i]};
+        if (!b->is_unit && !plan->request.forward_only) e->views[i].grad = executor_at(e, p->grad);
+        if (b->gathers_weights) continue; /* sync.c sets the places each time */
         const void *plain = stored_or_null(e, p->plain);
-        if (!plain && plan->request.model.dtype == DTYPE_F32) plain = executor_at(e, p->master);
-        e->views[i] = (struct param_view){
-            plain, stored_or_null(e, p->packed_forward), stored_or_null(e, p->packed_backward),
-            plan->request.forward_only ? NULL : executor_at(e, p->grad), &e->grad_written[i]};
+        if (!plain && plan->request.model.dtype == DTYPE_F32 && b->shard_elements == b->elements)
+            plain = executor_at(e, p->master);
+        e->views[i].plain = plain;
+        e->views[i].packed_forward = stored_or_null(e, p->packed_forward);
+        e->views[i].packed_backward = stored_or_null(e, p->packed_backward);
     }
     e->segment_views =
         mem_new_array(const struct param_view **, (size_t)plan->num_segments, "parameter views of segments");
@@ -34,15 +40,31 @@ static void open_views(struct executor *e) {
     }
 }
 
+static void open_requests(struct executor *e) {
+    int most = 0;
+    for (int i = 0; i < e->plan->num_compiled; i++)
+        if (e->plan->compiled[i].program.num_ops > most) most = e->plan->compiled[i].program.num_ops;
+    e->requests = mem_new_array(struct comm_request *, 2 * (size_t)most, "requests");
+    size_t grads = (size_t)e->plan->num_boundary_grads;
+    e->receives = mem_new_array(struct comm_request *, (size_t)e->plan->num_receives, "requests");
+    e->sends = mem_new_array(struct comm_request *, (size_t)e->plan->num_sends, "requests");
+    e->grad_receives = mem_new_array(struct comm_request *, grads, "requests");
+    e->grad_sends = mem_new_array(struct comm_request *, grads, "requests");
+}
+
 void executor_open(struct executor *e, const struct plan *plan, struct arena *arena, struct threads *threads,
-                   uint32_t seed) {
+                   uint32_t seed, const struct executor_comms *comms) {
     *e = (struct executor){.plan = plan, .arena = arena, .seed = seed};
+    if (comms) e->comms = *comms;
     e->stream = (struct stream){.kernels = plan->request.kernels,
                                 .threads = threads,
                                 .workspace = arena->base + plan->workspace,
                                 .workspace_bytes = plan->workspace_bytes};
     frames_open(&e->frames, plan);
+    e->slots = mem_new_array(struct slot_state, (size_t)plan->num_slots, "slots");
+    open_requests(e);
     open_views(e);
+    e->sync = sync_open(e);
     if (plan->request.model.rotary_dim)
         model_fill_rotary(&plan->request.model, executor_at(e, plan->rotary_cos),
                           executor_at(e, plan->rotary_sin));
@@ -55,6 +77,13 @@ void executor_close(struct executor *e) {
     mem_free((void *)(uintptr_t)e->segment_views);
     mem_free(e->views);
     mem_free(e->grad_written);
+    mem_free(e->slots);
+    mem_free(e->requests);
+    mem_free(e->receives);
+    mem_free(e->sends);
+    mem_free(e->grad_receives);
+    mem_free(e->grad_sends);
+    sync_close(e->sync);
     frames_close(&e->frames);
     *e = (struct executor){0};
 }
@@ -70,24 +99,31 @@ void executor_begin_step(struct executor *e, int64_t iteration) {
 
 /* ---- the micro-batch ---- */
 
-/* Copies the micro-batch into its slot: tokens and positions as they are, labels and mask in the row order of
- * hidden tensors ([s, b]). */
+/* Copies this rank's tokens of the micro-batch into its slot: tokens and positions as they are, labels and
+ * mask in the row order of hidden tensors ([s, b]). */
+static void fill_batch(const struct model *m, const struct micro_batch *micro, int32_t *tokens,
+                       int32_t *positions, int32_t *labels, float *mask) {
+    struct model_piece pieces[MODEL_MAX_PIECES];
+    int count = model_pieces(m, true, pieces);
+    int64_t rows = model_seq(m);
+    for (int k = 0; k < count; k++)
+        for (int64_t j = 0; j < m->micro_batch; j++)
+            for (int64_t i = 0; i < pieces[k].count; i++) {
+                int64_t from = j * m->seq + pieces[k].global_first + i, row = pieces[k].first + i;
+                tokens[j * rows + row] = micro->tokens[from];
+                positions[j * rows + row] = micro->positions[from];
+                labels[row * m->micro_batch + j] = micro->labels[from];
+                mask[row * m->micro_batch + j] = micro->loss_mask[from];
+            }
+}
+
 static struct batch_view stage_batch(struct executor *e, int slot, const struct micro_batch *micro) {
-    const struct model *m = &e->plan->request.model;
-    size_t part = e->plan->batch_slot_bytes / 4, n = (size_t)(m->seq * m->micro_batch);
+    size_t part = e->plan->batch_slot_bytes / 4;
     char *base = executor_at(e, e->plan->batch + (size_t)slot * e->plan->batch_slot_bytes);
     int32_t *tokens = (int32_t *)(void *)base, *positions = (int32_t *)(void *)(base + part);
     int32_t *labels = (int32_t *)(void *)(base + 2 * part);
     float *mask = (float *)(void *)(base + 3 * part);
-    if (micro) {
-        memcpy(tokens, micro->tokens, n * 4);
-        memcpy(positions, micro->positions, n * 4);
-        for (int64_t i = 0; i < m->seq; i++)
-            for (int64_t j = 0; j < m->micro_batch; j++) {
-                labels[i * m->micro_batch + j] = micro->labels[j * m->seq + i];
-                mask[i * m->micro_batch + j] = micro->loss_mask[j * m->seq + i];
-            }
-    }
+    if (micro && micro->tokens) fill_batch(&e->plan->request.model, micro, tokens, positions, labels, mask);
     return (struct batch_view){tokens, positions, labels, mask};
 }
 
@@ -100,21 +136,54 @@ static bool is_bad(struct executor *e, const void *p, const struct tensor_info *
     return bad != 0;
 }
 
-static void check_instr(struct executor *e, struct run *r, const struct micro_batch *micro) {
+static enum executor_phase phase_of(enum instr_kind kind) {
+    if (kind == INSTR_RERUN || kind == INSTR_RERUN_END) return PHASE_RECOMPUTE;
+    return instr_is_backward(kind) ? PHASE_BACKWARD : PHASE_FORWARD;
+}
+
+/* What an instruction has just written: outputs, or gradients of inputs; once they are complete. */
+static bool has_written(const struct op *o, enum instr_kind kind) {
+    switch (kind) {
+    case INSTR_FORWARD:
+    case INSTR_RERUN:
+        return !o->def->forward_end;
+    case INSTR_BACKWARD:
+        return !o->def->backward_end;
+    case INSTR_FORWARD_END:
+    case INSTR_RERUN_END:
+    case INSTR_BACKWARD_END:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool is_partly_undefined(const char *name) {
+    static const char *const names[] = {"attention_scores", "logits_chunk", "loss_parts"};
+    for (size_t i = 0; i < ARRAY_COUNT(names); i++)
+        if (!strcmp(name, names[i])) return true;
+    return false;
+}
+
+static void check_instr(struct executor *e, struct run *r) {
     const struct op *o = &r->program->ops[r->at->op];
-    bool backward = r->at->kind == INSTR_BACKWARD;
+    bool backward = instr_is_backward(r->at->kind);
     int count = backward ? o->num_in : o->num_out;
+    if (!has_written(o, r->at->kind)) return;
     for (int k = 0; k < count && !e->bad.found; k++) {
         int tensor = backward ? o->in[k] : o->out[k];
         if (backward && !(o->grad_in >> k & 1)) continue;
         const struct tensor_info *t = run_info(r, tensor);
-        if (!backward && !strcmp(t->name, "attention_scores")) continue; /* masked part is undefined */
-        if (!backward && !strcmp(t->name, "logits_chunk")) continue;     /* may hold less than a chunk */
+        if (!backward && is_partly_undefined(t->name)) continue;
         if (!is_bad(e, backward ? run_grad(r, tensor) : run_tensor(r, tensor), t)) continue;
         bool in_layer = r->program->input >= 0 && r->program->output >= 0;
-        e->bad = (struct bad_tensor){true,        in_layer ? r->first_layer + o->layer : -1, o->name,
-                                     t->name,     (enum executor_phase)r->at->kind,          backward,
-                                     micro->index};
+        e->bad = (struct bad_tensor){true,
+                                     in_layer ? r->first_layer + o->layer : -1,
+                                     o->name,
+                                     t->name,
+                                     phase_of(r->at->kind),
+                                     backward,
+                                     (int)r->rng.micro_batch};
     }
 }
 
@@ -123,12 +192,13 @@ static void check_instr(struct executor *e, struct run *r, const struct micro_ba
 static void record(struct executor *e, const struct run *r, uint64_t begin, uint64_t end) {
     static const char *const categories[PHASE_COUNT] = {"forward", "recompute", "backward"};
     const struct op *o = &r->program->ops[r->at->op];
-    e->phase_seconds[r->at->kind] += (double)(end - begin) * 1e-9;
+    enum executor_phase phase = phase_of(r->at->kind);
+    e->phase_seconds[phase] += (double)(end - begin) * 1e-9;
     if (!e->trace) return;
     trace_span(e->trace,
                &(struct trace_event){
                    .name = o->name,
-                   .category = categories[r->at->kind],
+                   .category = categories[phase],
                    .begin_ns = begin,
                    .end_ns = end,
                    .num_args = 2,
@@ -136,8 +206,7 @@ static void record(struct executor *e, const struct run *r, uint64_t begin, uint
                             {"micro_batch", r->rng.micro_batch}}});
 }
 
-static void run_list(struct executor *e, struct run *r, const struct code *code,
-                     const struct micro_batch *micro) {
+static void run_list(struct executor *e, struct run *r, const struct code *code) {
     r->code = code;
     uint64_t begin = clock_now_ns();
     for (int i = 0; i < code->num_instrs; i++) {
@@ -145,9 +214,8 @@ static void run_list(struct executor *e, struct run *r, const struct code *code,
         uint64_t end = clock_now_ns();
         record(e, r, begin, end);
         begin = end;
-        if (e->check_finite && !e->bad.found) check_instr(e, r, micro);
+        if (e->check_finite && !e->bad.found) check_instr(e, r);
     }
-    if (code->at[code->num_instrs - 1].kind == INSTR_BACKWARD) run_finish(r);
 }
 
 static void note_memory(struct executor *e, const struct run *r) {
@@ -158,44 +226,164 @@ static void note_memory(struct executor *e, const struct run *r) {
                       &(struct trace_arg){"allocated_bytes", (double)end});
 }
 
-static void run_segment(struct executor *e, const struct action *a, int segment,
-                        const struct micro_batch *micro, struct batch_view batch) {
+/* ---- segments ---- */
+
+static size_t slot_offset(const struct executor *e, const struct action *a) {
+    return e->plan->activations + e->plan->slot_base[frames_slot(e->plan, a)];
+}
+
+/* Where a segment finds its input while it runs: in its frame, or whole beside it when the frame keeps a
+ * share. */
+static char *input_of(const struct executor *e, const struct action *a, int segment) {
+    const struct plan_segment *s = &e->plan->segments[segment];
+    if (plan_is_distributed(e->plan, s)) return executor_at(e, e->plan->full_input[segment & 1]);
+    return executor_at(e, slot_offset(e, a) + s->input_offset);
+}
+
+static char *output_of(const struct executor *e, const struct action *a, int segment) {
+    const struct plan_chunk *chunk = &e->plan->chunks[a->chunk];
+    if (segment + 1 < chunk->first_segment + chunk->num_segments) return input_of(e, a, segment + 1);
+    return a->kind == ACTION_FORWARD && a->send_buffer >= 0 ? executor_at(e, e->plan->send[a->send_buffer])
+                                                            : NULL;
+}
+
+/* --distribute-saved-activations: the frame keeps this rank's stretch of the input. */
+static void move_share(struct executor *e, const struct action *a, int segment, bool save) {
+    const struct plan_segment *s = &e->plan->segments[segment];
+    const struct model *m = &e->plan->request.model;
+    if (!plan_is_distributed(e->plan, s)) return;
+    int64_t share = model_rows(m) * m->micro_batch * m->hidden / m->tp;
+    char *kept = executor_at(e, slot_offset(e, a) + s->input_offset), *whole = input_of(e, a, segment);
+    char *own = whole + (size_t)(share * m->tp_rank) * dtype_bytes(m->dtype);
+    KERNEL_CALL(cast, &e->stream, .dst = save ? kept : own, .src = save ? own : kept, .n = share,
+                .dst_dtype = m->dtype, .src_dtype = m->dtype);
+    if (!save) comm_all_gather(e->comms.tensor, whole, share, comm_dtype_of(m->dtype));
+}
+
+static struct run make_run(struct executor *e, const struct action *a, int segment, size_t work,
+                           struct batch_view batch) {
     const struct plan *plan = e->plan;
     const struct plan_segment *s = &plan->segments[segment];
     const struct compiled *c = &plan->compiled[s->compiled];
-    bool forward = a->kind == ACTION_FORWARD;
-    const struct code *code = forward ? &c->forward : &c->backward;
-    size_t slot = plan->activations + (size_t)a->slot * plan->slot_bytes;
-    size_t work = plan->activations + frames_enter(&e->frames, plan, a, segment);
-    bool has_next = segment + 1 < plan->num_segments;
-    struct run run = {
+    const struct slot_state *state = &e->slots[frames_slot(plan, a)];
+    size_t slot = slot_offset(e, a);
+    return (struct run){
         .program = &c->program,
         .stream = &e->stream,
-        .input = executor_at(e, slot + s->input_offset),
-        .output = has_next ? executor_at(e, slot + plan->segments[segment + 1].input_offset) : NULL,
+        .input = input_of(e, a, segment),
+        .output = output_of(e, a, segment),
         .frame = executor_at(e, slot + s->frame_offset),
-        .work = executor_at(e, work),
-        .boundary_grad = executor_at(e, plan->boundary_grad),
+        .work = executor_at(e, a->kind == ACTION_WEIGHT ? slot + s->hold_offset : work),
+        .boundary_grad = a->kind == ACTION_BACKWARD
+                             ? executor_at(e, plan->boundary_grad[a->buffer > 0 ? a->buffer : 0])
+                             : NULL,
         .params = e->segment_views[segment],
         .batch = batch,
         .rotary_cos = executor_at(e, plan->rotary_cos),
         .rotary_sin = executor_at(e, plan->rotary_sin),
-        .rng = {.seed = e->seed, .iteration = e->iteration, .micro_batch = (uint32_t)micro->index},
+        .rng = {.seed = e->seed, .iteration = e->iteration, .micro_batch = (uint32_t)state->index},
         .first_layer = s->kind == SEGMENT_EMBEDDING ? UINT16_MAX : s->first_layer,
-        .training = micro->training,
-        .loss_grad_scale = micro->loss_grad_scale,
-        .loss_sum = &e->loss_sum};
-    arena_poison(e->arena, work, code->work_bytes);
-    run_list(e, &run, code, micro);
+        .training = state->training,
+        .loss_grad_scale = state->loss_grad_scale,
+        .loss_sum = &e->loss_sum,
+        .comms = {e->comms.tensor, e->comms.context},
+        .requests = e->requests,
+        .hold = executor_at(e, slot + s->hold_offset),
+        .weight_code = &c->weight};
+}
+
+static void run_segment(struct executor *e, const struct action *a, int segment, struct batch_view batch) {
+    const struct plan *plan = e->plan;
+    const struct plan_segment *s = &plan->segments[segment];
+    const struct compiled *c = &plan->compiled[s->compiled];
+    bool forward = a->kind == ACTION_FORWARD;
+    const struct code *code = forward ? &c->forward : a->kind == ACTION_WEIGHT ? &c->weight : &c->backward;
+    size_t work = plan->activations + frames_enter(&e->frames, plan, a, segment);
+    sync_before_segment(e, a, segment);
+    if (a->kind != ACTION_WEIGHT) {
+        arena_poison(e->arena, work, code->work_bytes);
+        move_share(e, a, segment, forward);
+    }
+    struct run run = make_run(e, a, segment, work, batch);
+    run_list(e, &run, code);
+    if (a->kind == ACTION_BACKWARD) run_finish(&run);
     note_memory(e, &run);
+    sync_after_segment(e, a, segment);
     if (forward) return;
     frames_leave(&e->frames, plan, a, segment);
-    arena_poison(e->arena, slot + s->input_offset, s->end_offset - s->input_offset);
+    if (!plan->schedule->splits_backward)
+        arena_poison(e->arena, slot_offset(e, a) + s->input_offset, s->end_offset - s->input_offset);
+}
+
+/* ---- actions ---- */
+
+static void compute(struct executor *e, const struct action *a, const struct micro_batch *micro) {
+    const struct plan *plan = e->plan;
+    const struct plan_chunk *chunk = &plan->chunks[a->chunk];
+    int slot = frames_slot(plan, a), n = chunk->num_segments;
+    bool forward = a->kind == ACTION_FORWARD;
+    if (forward) e->slots[slot] = (struct slot_state){micro->loss_grad_scale, micro->index, micro->training};
+    struct batch_view batch = stage_batch(e, slot, forward ? micro : NULL);
+    if (forward && a->receive_buffer >= 0) {
+        comm_wait(e->receives[a->receive_buffer]);
+        e->receives[a->receive_buffer] = NULL;
+        memcpy(input_of(e, a, chunk->first_segment), executor_at(e, plan->receive[a->receive_buffer]),
+               plan_hidden_bytes(plan));
+    }
+    if (a->kind == ACTION_BACKWARD && a->buffer >= 0) {
+        comm_wait(e->grad_receives[a->buffer]);
+        e->grad_receives[a->buffer] = NULL;
+    }
+    for (int i = 0; i < n; i++) run_segment(e, a, chunk->first_segment + (forward ? i : n - 1 - i), batch);
+}
+
+/* Tells messages of one pair of stages apart: the border between virtual stages that it crosses, and the
+ * micro-batch. */
+static int tag_of(const struct executor *e, const struct action *a) {
+    const struct plan_layout *l = &e->plan->request.layout;
+    int stage = a->chunk * l->stages + l->stage;
+    bool backward = a->kind == ACTION_SEND_BACKWARD || a->kind == ACTION_RECEIVE_BACKWARD;
+    bool above = a->kind == ACTION_SEND_FORWARD || a->kind == ACTION_RECEIVE_BACKWARD;
+    int border = above ? stage : stage - 1, borders = l->stages * e->plan->num_chunks;
+    return ((a->micro_batch * borders + border) * 2 + backward) % (COMM_MAX_TAG + 1);
+}
+
+static void communicate(struct executor *e, const struct action *a) {
+    const struct plan *plan = e->plan;
+    int64_t bytes = (int64_t)plan_hidden_bytes(plan);
+    switch (a->kind) {
+    case ACTION_RECEIVE_FORWARD:
+        e->receives[a->buffer] = comm_start_receive(
+            e->comms.pipeline, executor_at(e, plan->receive[a->buffer]), bytes, a->peer, tag_of(e, a));
+        return;
+    case ACTION_RECEIVE_BACKWARD:
+        e->grad_receives[a->buffer] = comm_start_receive(
+            e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer, tag_of(e, a));
+        return;
+    case ACTION_SEND_FORWARD:
+        e->sends[a->buffer] = comm_start_send(e->comms.pipeline, executor_at(e, plan->send[a->buffer]), bytes,
+                                              a->peer, tag_of(e, a));
+        return;
+    case ACTION_SEND_BACKWARD:
+        e->grad_sends[a->buffer] = comm_start_send(
+            e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer, tag_of(e, a));
+        return;
+    case ACTION_WAIT_SEND_FORWARD:
+        comm_wait(e->sends[a->buffer]);
+        e->sends[a->buffer] = NULL;
+        return;
+    case ACTION_WAIT_SEND_BACKWARD:
+        comm_wait(e->grad_sends[a->buffer]);
+        e->grad_sends[a->buffer] = NULL;
+        return;
+    default:
+        CHECK(false, "action %d does not communicate", (int)a->kind);
+    }
 }
 
 void executor_run(struct executor *e, const struct action *action, const struct micro_batch *micro) {
-    int n = e->plan->num_segments;
-    bool forward = action->kind == ACTION_FORWARD;
-    struct batch_view batch = stage_batch(e, action->slot, forward ? micro : NULL);
-    for (int i = 0; i < n; i++) run_segment(e, action, forward ? i : n - 1 - i, micro, batch);
+    if (action->kind <= ACTION_WEIGHT)
+        compute(e, action, micro);
+    else
+        communicate(e, action);
 }

@@ -1,10 +1,11 @@
 #pragma once
-/* Walks the actions of one step: for each, the segments' lists, at the places that the plan gives. Knows
- * nothing of data sets, optimizers or logs. All memory is the arena's; nothing is allocated after
- * executor_open.
+/* Walks the actions of one step: computes, for each, the segments' lists at the places that the plan gives,
+ * and passes activations and their gradients between pipeline stages. Gathering weights and reducing their
+ * gradients is sync.h's, called around each segment. Knows nothing of data sets, optimizers or logs. All
+ * memory is the arena's; nothing is allocated after executor_open.
  *
  *     executor_begin_step(&e, iteration);
- *     for each action: executor_run(&e, &action, &micro)
+ *     for each action: executor_run(&e, &action, &micro)      // micro: for forwards of chunks that read it
  *
  * A run that met NaN or Inf can be repeated with check_finite on: the weights have not changed, random
  * numbers are a function of the step, so the same values come again and the first bad tensor is named. */
@@ -12,6 +13,9 @@
 #include "core/plan.h"
 #include "core/tensor/arena.h"
 #include "core/train/trace.h"
+#include "parallel/comm/comm.h"
+
+struct sync;
 
 enum executor_phase { PHASE_FORWARD, PHASE_RECOMPUTE, PHASE_BACKWARD, PHASE_COUNT };
 
@@ -24,12 +28,23 @@ struct bad_tensor { /* the first tensor with a value that is not finite */
     int micro_batch;
 };
 
-/* One micro-batch as the loader gives it; rows are sequences. */
+/* One micro-batch as the loader gives it; rows are whole sequences, of which a rank takes its tokens. */
 struct micro_batch {
-    const int32_t *tokens, *labels, *positions; /* [b, s] */
-    const float *loss_mask;                     /* [b, s] */
+    const int32_t *tokens, *labels, *positions; /* [b, seq] */
+    const float *loss_mask;                     /* [b, seq] */
     float loss_grad_scale;
     int index; /* in the global batch, for random numbers */
+    bool training;
+};
+
+/* The groups of this rank (parallel/mesh.h). NULL members: one rank. */
+struct executor_comms {
+    struct comm *world, *tensor, *context, *pipeline, *data, *embedding, *kv;
+};
+
+struct slot_state { /* what forward leaves for backward of the same micro-batch */
+    float loss_grad_scale;
+    int index;
     bool training;
 };
 
@@ -38,8 +53,13 @@ struct executor {
     struct arena *arena;
     struct stream stream;
     struct frame_tracker frames;
-    struct param_view *views;                 /* per plan parameter */
-    bool *grad_written;                       /* per plan parameter */
+    struct executor_comms comms;
+    struct sync *sync;
+    struct slot_state *slots;       /* per slot */
+    struct comm_request **requests; /* of the ops of the running list */
+    struct comm_request **receives, **sends, **grad_receives, **grad_sends; /* per buffer between stages */
+    struct param_view *views;                                               /* per plan parameter */
+    bool *grad_written;                                                     /* per plan parameter */
     const struct param_view ***segment_views; /* per segment: per program parameter */
     uint32_t seed, iteration;
     double loss_sum; /* masked token losses since executor_begin_step */
@@ -50,9 +70,13 @@ struct executor {
     struct bad_tensor bad;
 };
 
+/* `comms` is copied; NULL: one rank. */
 void executor_open(struct executor *e, const struct plan *plan, struct arena *arena, struct threads *threads,
-                   uint32_t seed);
+                   uint32_t seed, const struct executor_comms *comms);
 void executor_close(struct executor *e);
 void executor_begin_step(struct executor *e, int64_t iteration);
+/* Computes or communicates. `micro` is read by forwards of chunks with embedding or head, and by forwards
+ * alone (index, scale and `training` are remembered for the backward). */
 void executor_run(struct executor *e, const struct action *action, const struct micro_batch *micro);
+
 void *executor_at(const struct executor *e, size_t offset);

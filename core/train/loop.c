@@ -4,55 +4,23 @@
 #include "core/train/signals.h"
 #include "core/train/trainer.h"
 #include <math.h>
-#include <stdio.h>
+#include <string.h>
 
 /* What a part of the loop returns. Data that cannot be used is the user's to mend, like a bad flag. */
 enum { GO_ON = 0, STOP = 1, FAILED = -1, BAD_INPUT = -2 };
 
-/* ---- reports ---- */
+/* ---- what all ranks must agree on ---- */
 
-static struct metrics_memory memory_of(const struct trainer *t) {
-    const struct plan *plan = &t->setup.plan;
-    size_t fixed = plan->activations - plan->fixed_bytes[CATEGORY_ACTIVATIONS];
-    return (struct metrics_memory){.allocated = plan->activations,
-                                   .peak_allocated = t->executor.high_water,
-                                   .reserved = t->arena.bytes,
-                                   .peak_reserved = t->arena.bytes,
-                                   .peak_activation = t->executor.high_water - fixed,
-                                   .blocks = 1};
+/* Collective: whether any rank was told to stop. */
+static bool signal_was_sent(const struct trainer *t) {
+    return ranks_max(t->ranks, signals_received()) > 0;
 }
 
-static bool report_iteration(struct trainer *t, const struct step_result *r, int64_t batch_size,
-                             double seconds) {
-    const struct plan *plan = &t->setup.plan;
-    double share = (double)r->micro_batches / plan->request.micro_batches;
-    struct metrics_record record = {.iteration = t->state.iteration,
-                                    .consumed_samples = t->state.consumed_samples,
-                                    .skipped_samples = t->state.skipped_samples,
-                                    .global_batch_size = batch_size,
-                                    .tokens = r->tokens,
-                                    .seconds = seconds,
-                                    .learning_rate = r->learning_rate,
-                                    .lm_loss = r->lm_loss,
-                                    .skipped = r->skipped,
-                                    .loss_scale = t->state.loss_scale.scale,
-                                    .grad_norm = r->grad_norm,
-                                    .params_norm = r->params_norm,
-                                    .num_zeros = r->num_zeros,
-                                    .model_flops = flops_of_batch(&t->flops, (double)batch_size),
-                                    .hardware_flops = plan->step_gemm_flops * share,
-                                    .recompute_seconds = t->executor.phase_seconds[PHASE_RECOMPUTE],
-                                    .max_attention_logit = -1,
-                                    .memory = memory_of(t),
-                                    .has_params_hash = t->cfg->log_params_hash};
-    if (record.has_params_hash) record.params_hash = update_params_hash(&t->executor);
-    bool printed = metrics_iteration(t->metrics, &record);
-    bool first_reports =
-        t->state.iteration <= t->start_iteration + 1 ||
-        (config_is_set(t->cfg, log_memory_interval) && t->state.iteration % t->cfg->log_memory_interval == 0);
-    if (printed && first_reports) metrics_memory_report(stdout, 0, t->state.iteration, &record.memory);
-    if (printed) timers_report(t->timers, (double)t->cfg->log_interval, stdout);
-    return printed;
+/* A rank that cannot go on where the others can takes them down with its own message. */
+static int stop_all(const struct trainer *t, int status, const struct err *err) {
+    if (t->ranks && t->ranks->size > 1)
+        die(status == BAD_INPUT ? STATUS_USAGE : STATUS_FAILED, "%s", err->text);
+    return status;
 }
 
 /* ---- evaluation ---- */
@@ -62,16 +30,16 @@ static int evaluate(struct trainer *t, struct loader *loader, const char *where,
     double loss_sum = 0, tokens = 0;
     uint64_t begin = clock_now_ns();
     for (int64_t i = 0; i < cfg->eval_iters; i++) {
-        if (step_evaluate(t, loader, cfg->eval_global_batch_size, &loss_sum, &tokens, err)) return BAD_INPUT;
+        if (step_evaluate(t, loader, &loss_sum, &tokens, err)) return stop_all(t, BAD_INPUT, err);
         if (loader == t->valid_loader) t->state.consumed_valid_samples += cfg->eval_global_batch_size;
-        if (signals_received()) break;
+        if (signal_was_sent(t)) break;
     }
     timers_add_seconds(t->timers, t->timer_eval, clock_seconds_since(begin));
     struct metrics_evaluation evaluation = {.iteration = t->state.iteration,
                                             .consumed_samples = t->state.consumed_samples,
                                             .where = where,
                                             .lm_loss = loss_sum / fmax(tokens, 1)};
-    metrics_evaluation(t->metrics, &evaluation);
+    if (t->metrics) metrics_evaluation(t->metrics, &evaluation);
     return 0;
 }
 
@@ -92,13 +60,14 @@ static int save(struct trainer *t) {
     return 0;
 }
 
-/* Why the run should stop after this iteration, or NULL. */
+/* Why the run should stop after this iteration, or NULL; the same on all ranks. */
 static const char *stop_reason(const struct trainer *t) {
     const struct config *cfg = t->cfg;
-    if (signals_received()) return "signal";
-    if (config_is_set(cfg, exit_duration_in_mins) &&
-        clock_minutes_passed(t->start_ns, fmax((double)cfg->exit_duration_in_mins, 1e-9)))
-        return "--exit-duration-in-mins";
+    bool late = config_is_set(cfg, exit_duration_in_mins) &&
+                clock_minutes_passed(t->start_ns, fmax((double)cfg->exit_duration_in_mins, 1e-9));
+    double most_urgent = ranks_max(t->ranks, signals_received() ? 2 : late ? 1 : 0);
+    if (most_urgent > 1) return "signal";
+    if (most_urgent > 0) return "--exit-duration-in-mins";
     if (config_is_set(cfg, exit_interval) && t->state.iteration % cfg->exit_interval == 0)
         return "--exit-interval";
     return NULL;
@@ -120,6 +89,7 @@ static bool eval_is_due(const struct trainer *t) {
 static void abort_on_nan(struct trainer *t, const struct step_result *r, int64_t batch_size) {
     struct str where = {0};
     step_diagnose(t, batch_size, &where);
+    if (t->ranks && t->ranks->rank > 0) comm_barrier(t->ranks->comms.world); /* rank 0 ends the job */
     die(STATUS_FAILED,
         "iteration %lld: lm loss %g, gradient norm %g: not finite%s. The weights and the last checkpoint are "
         "unchanged; "
@@ -129,15 +99,51 @@ static void abort_on_nan(struct trainer *t, const struct step_result *r, int64_t
 
 /* ---- tracing ---- */
 
+static bool is_traced(const struct trainer *t) {
+    const struct config_ints *ranks = &t->cfg->profile_ranks;
+    if (!t->cfg->profile) return false;
+    for (int64_t i = 0; i < ranks->count; i++)
+        if (ranks->items[i] == (t->ranks ? t->ranks->rank : 0)) return true;
+    return ranks->count <= 0;
+}
+
+/* Communication beside compute: a track of its own. */
+static void trace_communication(void *context, const struct comm_event *event) {
+    struct trainer *t = context;
+    if (!t->trace) return;
+    trace_span(t->trace, &(struct trace_event){.name = comm_kind_name(event->kind),
+                                               .category = event->group,
+                                               .track = TRACK_COMMUNICATION,
+                                               .begin_ns = event->begin_ns,
+                                               .end_ns = event->end_ns,
+                                               .num_args = 1,
+                                               .args = {{"bytes", event->bytes}}});
+}
+
+/* One file per rank: trace.json, and trace.rank3.json beside it. */
+static int trace_start(struct trainer *t, struct err *err) {
+    const char *path = t->cfg->profile_trace_file, *dot = strrchr(path, '.');
+    int rank = t->ranks ? t->ranks->rank : 0;
+    struct str name = {0};
+    if (!dot || strchr(dot, '/')) dot = path + strlen(path);
+    str_printf(&name, "%.*s", (int)(dot - path), path);
+    if (rank) str_printf(&name, ".rank%d", rank);
+    str_puts(&name, dot);
+    t->trace = trace_open(name.data, rank, 1u << 22, err);
+    str_free(&name);
+    if (!t->trace) return -1;
+    trace_name_track(t->trace, TRACK_COMPUTE, "compute");
+    trace_name_track(t->trace, TRACK_COMMUNICATION, "communication");
+    if (t->ranks) comm_world_set_observer(t->ranks->world, trace_communication, t);
+    return 0;
+}
+
 static int trace_switch(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
-    if (!cfg->profile) return 0;
-    if (t->state.iteration == cfg->profile_step_start && !t->trace) {
-        t->trace = trace_open(cfg->profile_trace_file, 0, 1u << 22, err);
-        if (!t->trace) return -1;
-        trace_name_track(t->trace, 0, "compute");
-    }
+    if (!is_traced(t)) return 0;
+    if (t->state.iteration == cfg->profile_step_start && !t->trace && trace_start(t, err)) return -1;
     if (t->state.iteration == cfg->profile_step_end && t->trace) {
+        if (t->ranks) comm_world_set_observer(t->ranks->world, NULL, NULL);
         trace_close(t->trace);
         t->trace = NULL;
         log_info("wrote the trace of iterations %lld to %lld to %s", (long long)cfg->profile_step_start,
@@ -162,7 +168,7 @@ static int train_iteration(struct trainer *t, int64_t batch_size, struct err *er
     struct train_state *s = &t->state;
     struct step_result r;
     uint64_t begin = clock_now_ns();
-    if (step_run(t, batch_size, &r, err)) return BAD_INPUT;
+    if (step_run(t, batch_size, &r, err)) return stop_all(t, BAD_INPUT, err);
     if (r.not_finite && t->cfg->on_nan == ON_NAN_ABORT) abort_on_nan(t, &r, batch_size);
     s->iteration++;
     s->consumed_samples += batch_size;
@@ -176,7 +182,7 @@ static int train(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
     while (t->state.iteration < cfg->train_iters) {
         int64_t batch_size = config_batch_size_at(cfg, t->state.consumed_samples);
-        if (trace_switch(t, err)) return FAILED;
+        if (trace_switch(t, err)) return stop_all(t, FAILED, err);
         int status =
             is_skipped_iteration(t) ? skip_iteration(t, batch_size) : train_iteration(t, batch_size, err);
         if (status == GO_ON && eval_is_due(t)) status = evaluate(t, t->valid_loader, NULL, err);
@@ -205,6 +211,6 @@ int trainer_run(struct trainer *t) {
     int status = t->cfg->skip_train ? GO_ON : train(t, &err);
     if (status == GO_ON && !t->cfg->skip_train && save(t)) status = FAILED;
     if (status == GO_ON) status = final_evaluations(t, &err);
-    if (err.text[0]) log_error("%s", err.text);
+    if (err.text[0] && (!t->ranks || t->ranks->rank == 0)) log_error("%s", err.text);
     return status == BAD_INPUT ? STATUS_USAGE : status == FAILED ? STATUS_FAILED : STATUS_OK;
 }

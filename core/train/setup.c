@@ -1,4 +1,5 @@
 #include "core/base/log.h"
+#include "core/base/mem.h"
 #include "core/train/trainer.h"
 #include <stdio.h>
 
@@ -22,21 +23,17 @@ static struct recompute_policy policy_from_config(const struct config *cfg) {
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL) {
         p.granularity = RECOMPUTE_FULL;
         p.method = cfg->recompute_method == RECOMPUTE_METHOD_UNIFORM ? RECOMPUTE_UNIFORM : RECOMPUTE_BLOCK;
-        p.num_layers = (int)cfg->recompute_num_layers;
+        if (config_is_set(cfg, recompute_num_layers)) p.num_layers = (int)cfg->recompute_num_layers;
+        p.per_stage = cfg->recompute_num_layers_per_stage.items; /* NULL when unset */
+        p.num_stages = cfg->recompute_num_layers_per_stage.count;
+        p.layer_ids = cfg->recompute_layer_ids.items;
+        p.num_layer_ids = cfg->recompute_layer_ids.count;
         return p;
     }
     p.granularity = RECOMPUTE_SELECTIVE;
     for (int64_t i = 0; i < cfg->recompute_modules.count; i++)
         p.modules |= RECOMPUTE_BIT(recompute_module_find(cfg->recompute_modules.items[i]));
     return p;
-}
-
-static int64_t largest_batch(const struct config *cfg) {
-    int64_t largest = cfg->eval_global_batch_size;
-    for (int64_t i = 0; i < cfg->batch_stage_count; i++)
-        if (cfg->batch_stages[i].global_batch_size > largest)
-            largest = cfg->batch_stages[i].global_batch_size;
-    return largest;
 }
 
 static int find_vocabulary(struct setup *s, const struct config *cfg, struct err *err) {
@@ -48,19 +45,137 @@ static int find_vocabulary(struct setup *s, const struct config *cfg, struct err
     return s->padded_vocab_size < 0 ? -1 : 0;
 }
 
-int setup_open(struct setup *s, const struct config *cfg, struct err *err) {
+/* ---- the part of the model and of the schedule that a rank has ---- */
+
+static void place_model(struct model *m, const struct config *cfg, const struct mesh *mesh) {
+    m->tp = mesh->shape.tensor;
+    m->tp_rank = mesh->tp;
+    m->cp = mesh->shape.context;
+    m->cp_rank = mesh->cp;
+    m->sequence_parallel = cfg->sequence_parallel;
+    m->cp_comm = cfg->cp_comm == CP_COMM_ALL_GATHER ? MODEL_CP_ALL_GATHER
+                 : cfg->cp_comm == CP_COMM_A2A      ? MODEL_CP_A2A
+                                                    : MODEL_CP_P2P;
+}
+
+static int split_layers(struct setup *s, const struct config *cfg, struct err *err) {
+    struct pipeline_split_options options = {.layers = (int)cfg->num_layers,
+                                             .stages = (int)cfg->pipeline_model_parallel_size,
+                                             .chunks = (int)cfg->virtual_stages,
+                                             .account_embedding =
+                                                 cfg->account_for_embedding_in_pipeline_split,
+                                             .account_loss = cfg->account_for_loss_in_pipeline_split,
+                                             .layout = cfg->pipeline_model_parallel_layout};
+    if (config_is_set(cfg, decoder_first_pipeline_num_layers))
+        options.first_layers = (int)cfg->decoder_first_pipeline_num_layers;
+    if (config_is_set(cfg, decoder_last_pipeline_num_layers))
+        options.last_layers = (int)cfg->decoder_last_pipeline_num_layers;
+    s->split =
+        mem_new_array(struct pipeline_chunk, (size_t)(options.stages * options.chunks), "pipeline split");
+    return pipeline_split(&options, s->split, err);
+}
+
+static const struct schedule *schedule_from_config(const struct config *cfg) {
+    static const char *const names[] = {[PIPELINE_SCHEDULE_1F1B] = "1f1b",
+                                        [PIPELINE_SCHEDULE_INTERLEAVED] = "interleaved",
+                                        [PIPELINE_SCHEDULE_ZERO_BUBBLE] = "zero-bubble"};
+    return schedule_find(names[cfg->pipeline_schedule]);
+}
+
+/* Elements after which a bucket closes: Megatron-LM's default unless given. */
+static int64_t bucket_elements(const struct config *cfg, int64_t ranks) {
+    if (config_is_set(cfg, ddp_bucket_size)) return cfg->ddp_bucket_size;
+    return ranks * 1000000 > 40000000 ? ranks * 1000000 : 40000000;
+}
+
+static struct plan_layout layout_from_config(struct setup *s, const struct config *cfg,
+                                             const struct mesh *mesh) {
+    static const enum plan_sharding sharding[] = {[SHARDING_NONE] = PLAN_SHARD_NONE,
+                                                  [SHARDING_OPTIM] = PLAN_SHARD_OPTIM,
+                                                  [SHARDING_OPTIM_GRADS] = PLAN_SHARD_GRADS,
+                                                  [SHARDING_OPTIM_GRADS_PARAMS] = PLAN_SHARD_PARAMS};
+    int ranks = mesh->data * mesh->shape.context;
+    return (struct plan_layout){.stages = mesh->shape.pipeline,
+                                .stage = mesh->pp,
+                                .chunks = (int)cfg->virtual_stages,
+                                .split = s->split,
+                                .schedule = schedule_from_config(cfg),
+                                .group = config_is_set(cfg, microbatch_group_size_per_vp_stage)
+                                             ? (int)cfg->microbatch_group_size_per_vp_stage
+                                             : 0,
+                                .late_receive = !cfg->overlap_p2p_comm,
+                                .data = ranks,
+                                .data_rank = mesh->dp * mesh->shape.context + mesh->cp,
+                                .sharding = sharding[cfg->sharding],
+                                .num_buckets =
+                                    config_is_set(cfg, ddp_num_buckets) ? (int)cfg->ddp_num_buckets : 0,
+                                .bucket_elements = bucket_elements(cfg, ranks),
+                                .overlap_param_gather = cfg->overlap_param_gather,
+                                .distribute_saved = cfg->distribute_saved_activations};
+}
+
+/* Numbers of micro-batches that steps will have, the largest first. */
+static void count_micro_batches(struct setup *s, const struct config *cfg, struct plan_request *request) {
+    int64_t of_one = cfg->micro_batch_size * cfg->data_parallel_size;
+    s->counts = mem_new_array(int, (size_t)cfg->batch_stage_count, "micro-batch counts");
+    for (int64_t i = 0; i < cfg->batch_stage_count; i++) {
+        int count = (int)(cfg->batch_stages[i].global_batch_size / of_one);
+        if (count > request->micro_batches) request->micro_batches = count;
+    }
+    for (int64_t i = 0; i < cfg->batch_stage_count; i++) {
+        int count = (int)(cfg->batch_stages[i].global_batch_size / of_one);
+        bool known = count == request->micro_batches;
+        for (int k = 0; k < request->num_other_counts; k++) known |= s->counts[k] == count;
+        if (!known) s->counts[request->num_other_counts++] = count;
+    }
+    request->other_counts = s->counts;
+    request->eval_micro_batches = (int)(cfg->eval_global_batch_size / of_one);
+}
+
+static int check_schedule(const struct config *cfg, const struct plan_request *r, struct err *err) {
+    const struct plan_layout *l = &r->layout;
+    for (int i = -1; i <= r->num_other_counts; i++) {
+        bool eval = i == r->num_other_counts;
+        struct schedule_shape shape = {.stages = l->stages,
+                                       .stage = l->stage,
+                                       .chunks = l->chunks,
+                                       .micro_batches = eval    ? r->eval_micro_batches
+                                                        : i < 0 ? r->micro_batches
+                                                                : r->other_counts[i],
+                                       .group = l->group,
+                                       .forward_only = eval};
+        const char *needs = l->schedule->refuses(&shape);
+        if (needs)
+            return err_set(err,
+                           "--pipeline-schedule %s cannot run %d micro-batches on %d stages of %d chunks: %s",
+                           l->schedule->name, shape.micro_batches, l->stages, l->chunks, needs);
+    }
+    (void)cfg;
+    return 0;
+}
+
+int setup_open(struct setup *s, const struct config *cfg, int rank, struct err *err) {
     *s = (struct setup){0};
+    struct mesh mesh;
     struct plan_request request = {.forward_only = cfg->skip_train};
     request.kernels = kernels_from_config(cfg, err);
     if (!request.kernels) return -1;
     if (cfg->device == DEVICE_CUDA)
         return err_set(err, "--device cuda: this build has no CUDA backend; use --device cpu or auto");
-    if (find_vocabulary(s, cfg, err)) return -1;
+    if (ranks_mesh(cfg, rank, &mesh, err)) return -1;
+    if (mesh.shape.context > 1)
+        return err_set(err, "--context-parallel-size %d: this version splits no sequence; use 1",
+                       mesh.shape.context);
+    if (find_vocabulary(s, cfg, err) || split_layers(s, cfg, err)) return -1;
     s->threads = threads_open(config_is_set(cfg, cpu_threads) ? (int)cfg->cpu_threads : 0);
     request.threads = s->threads;
     model_from_config(cfg, s->padded_vocab_size, &request.model);
+    request.model.vocab_used = s->vocab_size;
+    place_model(&request.model, cfg, &mesh);
     request.recompute = policy_from_config(cfg);
-    request.micro_batches = (int)(largest_batch(cfg) / cfg->micro_batch_size);
+    request.layout = layout_from_config(s, cfg, &mesh);
+    count_micro_batches(s, cfg, &request);
+    if (check_schedule(cfg, &request, err)) return -1;
     plan_build(&request, &s->plan);
     return 0;
 }
@@ -69,5 +184,7 @@ void setup_close(struct setup *s) {
     plan_free(&s->plan);
     threads_close(s->threads);
     tokenizer_close(s->tokenizer);
+    mem_free(s->split);
+    mem_free(s->counts);
     *s = (struct setup){0};
 }

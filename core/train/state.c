@@ -1,5 +1,6 @@
 /* Checkpoints of a training run: which tensors, which numbers, when to load what. */
 #include "core/base/log.h"
+#include "core/base/mem.h"
 #include "core/train/trainer.h"
 #include <stdio.h>
 #include <string.h>
@@ -46,20 +47,62 @@ static struct checkpoint_model model_of(const struct trainer *t) {
     return out;
 }
 
+/* The held elements of one parameter, from the first on: those that this rank saves, then replicas of others.
+ */
+static void list_part(struct trainer *t, const struct plan_param *p, int64_t first, int64_t count,
+                      bool writes, bool with_optimizer) {
+    struct checkpoint_tensor c = {.name = p->name,
+                                  .num_dims = p->num_dims,
+                                  .dims = {p->shard.full[0], p->shard.full[1]},
+                                  .rows = {{0, p->dims[0]}},
+                                  .first_col = p->shard.first_col,
+                                  .num_cols = p->dims[1],
+                                  .begin = p->held_begin + first,
+                                  .end = p->held_begin + first + count,
+                                  .writes = writes};
+    size_t skip = (size_t)first * sizeof(float);
+    for (int i = 0; i < p->shard.num_runs; i++)
+        c.rows[i] = (struct checkpoint_row_run){p->shard.runs[i].first, p->shard.runs[i].count};
+    c.master = executor_at(&t->executor, p->master + skip);
+    if (with_optimizer) {
+        c.exp_avg = executor_at(&t->executor, p->exp_avg + skip);
+        c.exp_avg_sq = executor_at(&t->executor, p->exp_avg_sq + skip);
+    }
+    if (count > 0) t->tensors[t->num_tensors++] = c;
+}
+
 static int list_tensors(struct trainer *t, bool with_optimizer) {
     const struct plan *plan = &t->setup.plan;
+    t->num_tensors = 0;
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
-        t->tensors[i] = (struct checkpoint_tensor){
-            .name = p->name,
-            .num_dims = p->num_dims,
-            .dims = {p->dims[0], p->dims[1]},
-            .num_rows = p->dims[0],
-            .master = executor_at(&t->executor, p->master),
-            .exp_avg = with_optimizer ? executor_at(&t->executor, p->exp_avg) : NULL,
-            .exp_avg_sq = with_optimizer ? executor_at(&t->executor, p->exp_avg_sq) : NULL};
+        list_part(t, p, 0, p->counted, true, with_optimizer);
+        list_part(t, p, p->counted, p->held_count - p->counted, false, with_optimizer);
     }
-    return plan->num_params;
+    return t->num_tensors;
+}
+
+static struct checkpoint_group group_of(const struct trainer *t) {
+    bool alone = !t->ranks || t->ranks->size == 1;
+    return (struct checkpoint_group){alone ? NULL : t->ranks->comms.world, t->shapes, t->num_shapes};
+}
+
+void state_open(struct trainer *t) {
+    const struct plan *plan = &t->setup.plan;
+    struct plan_tensor *all;
+    t->tensors = mem_new_array(struct checkpoint_tensor, 2 * (size_t)plan->num_params, "checkpoint tensors");
+    t->num_shapes = plan_all_tensors(&plan->request.model, &all);
+    t->shapes = mem_new_array(struct checkpoint_shape, (size_t)t->num_shapes, "checkpoint shapes");
+    for (int i = 0; i < t->num_shapes; i++)
+        t->shapes[i] =
+            (struct checkpoint_shape){all[i].name, all[i].num_dims, {all[i].dims[0], all[i].dims[1]}};
+    mem_free(all);
+}
+
+void state_close(struct trainer *t) {
+    for (int i = 0; i < t->num_shapes; i++) mem_free((void *)(uintptr_t)t->shapes[i].name);
+    mem_free(t->shapes);
+    mem_free(t->tensors);
 }
 
 static void from_checkpoint(struct trainer *t, const struct checkpoint_state *c) {
@@ -85,7 +128,8 @@ static int load_from(struct trainer *t, const char *dir, bool weights_only, stru
     struct checkpoint_state state = {0};
     struct checkpoint_model model = model_of(t);
     bool no_optimizer = weights_only || cfg->no_load_optim || cfg->skip_train;
-    struct checkpoint_load_options options = {.step = config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0,
+    struct checkpoint_load_options options = {.group = group_of(t),
+                                              .step = config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0,
                                               .no_optimizer = no_optimizer,
                                               .finetune = weights_only};
     int count = list_tensors(t, !no_optimizer);
@@ -105,8 +149,8 @@ int state_load(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
     struct checkpoint_info info = {0};
     int status = 0;
-    if (cfg->load &&
-        checkpoint_find(cfg->load, config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0, &info, err))
+    if (cfg->load && checkpoint_find_together(group_of(t).world, cfg->load,
+                                              config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0, &info, err))
         return -1;
     if (info.found) {
         status = load_from(t, cfg->load, cfg->finetune, err);
@@ -140,6 +184,7 @@ int state_save(struct trainer *t, struct err *err) {
                                      .loss_scale_growth = s->loss_scale.growth_counter,
                                      .loss_scale_hysteresis = s->loss_scale.hysteresis_counter};
     struct checkpoint_save_options options = {
+        .group = group_of(t),
         .no_optimizer = cfg->no_save_optim,
         .retain_interval = config_is_set(cfg, save_retain_interval) ? cfg->save_retain_interval : 0};
     checkpoint_set_extra(&state, "skipped_samples", (double)s->skipped_samples);

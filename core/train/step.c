@@ -1,5 +1,7 @@
-/* One iteration: walk the schedule's actions over the micro-batches, then update the weights. */
+/* One iteration: walk this rank's list of actions over the micro-batches, put gradients, loss and token
+ * counts of all ranks together, then update the weights. */
 #include "core/train/trainer.h"
+#include "core/train/sync.h"
 #include <math.h>
 
 static double tokens_that_count(const struct batch *b) {
@@ -9,46 +11,93 @@ static double tokens_that_count(const struct batch *b) {
 }
 
 /* Megatron-LM: the loss of a micro-batch is the sum over its tokens divided by their number, and the step's
- * loss is the mean over micro-batches; with --calculate-per-token-loss the sum is divided once, by all tokens
- * of the step. */
+ * loss is the mean over micro-batches of all data-parallel ranks; with --calculate-per-token-loss the sum is
+ * divided once, by all tokens of the step. */
 static float loss_grad_scale(const struct trainer *t, double tokens, int micro_batches) {
     double scale = t->state.loss_scale.scale;
     if (t->cfg->calculate_per_token_loss) return (float)scale;
-    return (float)(scale / (fmax(tokens, 1) * micro_batches));
+    return (float)(scale / (fmax(tokens, 1) * micro_batches * (double)t->cfg->data_parallel_size));
 }
 
-static struct micro_batch micro_of(const struct batch *b, int index, float grad_scale, bool training) {
-    return (struct micro_batch){.tokens = b->tokens,
-                                .labels = b->labels,
-                                .positions = b->position_ids,
-                                .loss_mask = b->loss_mask,
-                                .loss_grad_scale = grad_scale,
-                                .index = index,
+static int data_rank(const struct trainer *t) {
+    return t->ranks ? t->ranks->mesh.dp : 0;
+}
+
+/* Whether this rank reports the tokens of its micro-batches: one of those that see the same sequences. */
+static bool counts_tokens(const struct trainer *t) {
+    const struct model *m = &t->setup.plan.request.model;
+    return m->tp_rank == 0 && m->cp_rank == 0;
+}
+
+/* The micro-batch of a forward action. Stages in the middle read no data; the index names the random numbers
+ * and is that of the micro-batch in the global batch, whatever the layout. */
+static int next_micro_batch(struct trainer *t, struct loader *loader, const struct action *a, bool training,
+                            int micro_batches, struct micro_batch *out, double *tokens_p, struct err *err) {
+    const struct plan_chunk *chunk = &t->setup.plan.chunks[a->chunk];
+    *out = (struct micro_batch){.index = a->micro_batch * (int)t->cfg->data_parallel_size + data_rank(t),
+                                .loss_grad_scale = 1,
                                 .training = training};
+    if (!chunk->embedding && !chunk->head) return 0;
+    struct batch batch;
+    timers_start(t->timers, t->timer_data);
+    if (loader_next(loader, &batch, err)) return -1;
+    timers_stop(t->timers, t->timer_data);
+    double tokens = tokens_that_count(&batch);
+    if (chunk->head && counts_tokens(t)) *tokens_p += tokens;
+    out->tokens = batch.tokens;
+    out->labels = batch.labels;
+    out->positions = batch.position_ids;
+    out->loss_mask = batch.loss_mask;
+    if (training) out->loss_grad_scale = loss_grad_scale(t, tokens, micro_batches);
+    return 0;
 }
 
-/* Forward and backward of all micro-batches. The loader's view is copied into the arena by the forward, so
- * backward needs only the micro-batch's number and scale. */
-static int run_micro_batches(struct trainer *t, int micro_batches, double *tokens_p, struct err *err) {
-    struct executor *e = &t->executor;
-    struct schedule_shape shape = {1, 0, 1, micro_batches};
-    const struct action *actions =
-        t->setup.plan.actions; /* of the largest step; a shorter one is its beginning */
-    struct micro_batch current = {0};
-    *tokens_p = 0;
-    for (int i = 0; i < schedule_num_actions(&shape); i++) {
-        if (actions[i].kind == ACTION_FORWARD) {
-            struct batch batch;
-            timers_start(t->timers, t->timer_data);
-            if (loader_next(t->train_loader, &batch, err)) return -1;
-            timers_stop(t->timers, t->timer_data);
-            double tokens = tokens_that_count(&batch);
-            *tokens_p += tokens;
-            current =
-                micro_of(&batch, actions[i].micro_batch, loss_grad_scale(t, tokens, micro_batches), true);
-        }
-        executor_run(e, &actions[i], &current);
+static void note_action(struct trainer *t, const struct action *a) {
+    static const char *const names[ACTION_KIND_COUNT] = {"forward",
+                                                         "backward",
+                                                         "weight gradients",
+                                                         "receive before forward",
+                                                         "receive before backward",
+                                                         "send after forward",
+                                                         "send after backward",
+                                                         "wait for a send after forward",
+                                                         "wait for a send after backward"};
+    if (t->ranks)
+        comm_world_note(t->ranks->world, "iteration %lld, %s of micro-batch %d",
+                        (long long)t->state.iteration + 1, names[a->kind], a->micro_batch);
+}
+
+static int run_actions(struct trainer *t, struct loader *loader, const struct schedule_list *list,
+                       bool training, int micro_batches, double *tokens_p, struct err *err) {
+    for (int i = 0; i < list->count; i++) {
+        const struct action *a = &list->actions[i];
+        struct micro_batch micro;
+        note_action(t, a);
+        if (a->kind == ACTION_FORWARD &&
+            next_micro_batch(t, loader, a, training, micro_batches, &micro, tokens_p, err))
+            return -1;
+        executor_run(&t->executor, a, &micro);
     }
+    return 0;
+}
+
+/* The masked loss sum and the number of tokens, over all ranks. Ranks of one tensor-parallel group have the
+ * same sum: the first one tells it. */
+static void sum_losses(const struct trainer *t, double *loss_sum_p, double *tokens_p) {
+    double sums[2] = {t->setup.plan.request.model.tp_rank == 0 ? *loss_sum_p : 0, *tokens_p};
+    if (t->ranks) comm_all_reduce(t->ranks->comms.world, sums, 2, COMM_F64, COMM_SUM);
+    *loss_sum_p = sums[0];
+    *tokens_p = sums[1];
+}
+
+/* Forward and backward of all micro-batches, and the reduction of the gradients. */
+static int run_micro_batches(struct trainer *t, int micro_batches, double *tokens_p, struct err *err) {
+    *tokens_p = 0;
+    if (run_actions(t, t->train_loader, plan_actions(&t->setup.plan, micro_batches), true, micro_batches,
+                    tokens_p, err))
+        return -1;
+    sync_finish_grads(&t->executor);
+    sum_losses(t, &t->executor.loss_sum, tokens_p);
     return 0;
 }
 
@@ -91,7 +140,8 @@ int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, str
     struct train_state *state = &t->state;
     double tokens, scale = state->loss_scale.scale;
     int64_t bad;
-    *out = (struct step_result){.micro_batches = (int)(batch_size / cfg->micro_batch_size),
+    *out = (struct step_result){.micro_batches =
+                                    (int)(batch_size / cfg->micro_batch_size / cfg->data_parallel_size),
                                 .tokens = batch_size * cfg->seq_length,
                                 .num_zeros = -1,
                                 .params_norm = -1};
@@ -121,41 +171,59 @@ int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, str
     return 0;
 }
 
-int step_evaluate(struct trainer *t, struct loader *loader, int64_t batch_size, double *loss_sum_p,
-                  double *tokens_p, struct err *err) {
+int step_evaluate(struct trainer *t, struct loader *loader, double *loss_sum_p, double *tokens_p,
+                  struct err *err) {
     struct executor *e = &t->executor;
+    double tokens = 0;
     executor_begin_step(e, t->state.iteration);
-    for (int64_t m = 0; m < batch_size / t->cfg->micro_batch_size; m++) {
-        struct batch batch;
-        struct action forward = {ACTION_FORWARD, 0, (int)m, 0};
-        if (loader_next(loader, &batch, err)) return -1;
-        *tokens_p += tokens_that_count(&batch);
-        struct micro_batch micro = micro_of(&batch, (int)m, 1, false);
-        executor_run(e, &forward, &micro);
-    }
+    if (run_actions(t, loader, plan_eval_actions(&t->setup.plan), false, 0, &tokens, err)) return -1;
+    sum_losses(t, &e->loss_sum, &tokens);
     *loss_sum_p += e->loss_sum;
+    *tokens_p += tokens;
     return 0;
+}
+
+static void describe_bad_tensor(const struct bad_tensor *bad, struct str *out) {
+    static const char *const phases[PHASE_COUNT] = {"forward", "recompute", "backward"};
+    str_printf(out, "; the first bad tensor is %s%s of op %s", bad->is_gradient ? "the gradient of " : "",
+               bad->tensor, bad->op);
+    if (bad->layer >= 0) str_printf(out, " in layer %d", bad->layer);
+    str_printf(out, ", micro-batch %d, in %s", bad->micro_batch, phases[bad->phase]);
+}
+
+/* The rank that met its bad tensor first: forward goes up the stages, backward down. -1 when none has one. */
+static int first_bad_rank(const struct trainer *t) {
+    const struct bad_tensor *bad = &t->executor.bad;
+    int stages = t->ranks ? t->ranks->mesh.shape.pipeline : 1, stage = t->ranks ? t->ranks->mesh.pp : 0;
+    int rank = t->ranks ? t->ranks->rank : 0, size = t->ranks ? t->ranks->size : 1;
+    int order = bad->phase == PHASE_FORWARD ? stage : 2 * stages - stage;
+    int64_t key = bad->found ? (int64_t)order * size + rank : INT64_MAX;
+    if (t->ranks) comm_all_reduce(t->ranks->comms.world, &key, 1, COMM_I64, COMM_MIN);
+    return key == INT64_MAX ? -1 : (int)(key % size);
 }
 
 void step_diagnose(struct trainer *t, int64_t batch_size, struct str *out) {
     struct executor *e = &t->executor;
     struct err err;
     double tokens;
-    static const char *const phases[PHASE_COUNT] = {"forward", "recompute", "backward"};
     loader_seek(t->train_loader, t->state.consumed_samples);
     executor_begin_step(e, t->state.iteration);
     e->check_finite = true;
-    if (run_micro_batches(t, (int)(batch_size / t->cfg->micro_batch_size), &tokens, &err))
-        str_printf(out, "; repeating the step to find the tensor failed: %s", err.text);
-    else if (!e->bad.found)
-        str_puts(out, "; every activation and activation gradient is finite: a weight gradient overflowed");
-    else if (e->bad.layer >= 0)
-        str_printf(out, "; the first bad tensor is %s%s of op %s in layer %d, micro-batch %d, in %s",
-                   e->bad.is_gradient ? "the gradient of " : "", e->bad.tensor, e->bad.op, e->bad.layer,
-                   e->bad.micro_batch, phases[e->bad.phase]);
-    else
-        str_printf(out, "; the first bad tensor is %s%s of op %s, micro-batch %d, in %s",
-                   e->bad.is_gradient ? "the gradient of " : "", e->bad.tensor, e->bad.op, e->bad.micro_batch,
-                   phases[e->bad.phase]);
+    int count = (int)(batch_size / t->cfg->micro_batch_size / t->cfg->data_parallel_size);
+    if (run_micro_batches(t, count, &tokens, &err))
+        die(STATUS_FAILED, "repeating the step to find the tensor failed: %s", err.text);
     e->check_finite = false;
+    int rank = first_bad_rank(t);
+    if (rank < 0) {
+        str_puts(out, "; every activation and activation gradient is finite: a weight gradient overflowed");
+        return;
+    }
+    struct err text = {{0}};
+    struct str here = {0};
+    if (e->bad.found) describe_bad_tensor(&e->bad, &here);
+    if (here.data) err_set(&text, "%s", here.data);
+    if (t->ranks) comm_broadcast(t->ranks->comms.world, text.text, sizeof(text.text), COMM_U8, rank);
+    str_puts(out, text.text);
+    if (t->ranks && t->ranks->size > 1) str_printf(out, " on rank %d", rank);
+    str_free(&here);
 }

@@ -3,6 +3,7 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/train/signals.h"
+#include "core/train/sync.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -27,22 +28,27 @@ static size_t bytes_with(const struct plan *plan, const struct recompute_policy 
 
 static const char *cheapest_that_fits(const struct plan *plan, size_t limit, size_t *bytes_p) {
     static const struct remedy remedies[] = {
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_layernorm)},
+        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_layernorm)},
          "--recompute-granularity selective --recompute-modules layernorm"},
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_mlp_act)},
+        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_mlp_act)},
          "--recompute-granularity selective --recompute-modules mlp_act"},
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp_act)},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp_act)},
          "--recompute-granularity selective --recompute-modules layernorm mlp_act"},
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_core_attn)}, "--recompute-activations"},
-        {{RECOMPUTE_SELECTIVE, 0, 0,
-          RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp_act)},
+        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_core_attn)},
+         "--recompute-activations"},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) |
+                     RECOMPUTE_BIT(MODULE_mlp_act)},
          "--recompute-granularity selective --recompute-modules core_attn layernorm mlp_act"},
-        {{RECOMPUTE_SELECTIVE, 0, 0, RECOMPUTE_BIT(MODULE_mlp) | RECOMPUTE_BIT(MODULE_layernorm)},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_mlp) | RECOMPUTE_BIT(MODULE_layernorm)},
          "--recompute-granularity selective --recompute-modules layernorm mlp"},
-        {{RECOMPUTE_SELECTIVE, 0, 0,
-          RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp)},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules =
+              RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp)},
          "--recompute-granularity selective --recompute-modules core_attn layernorm mlp"},
-        {{RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 1, 0},
+        {{.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1},
          "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"},
     };
     const char *best = NULL;
@@ -57,7 +63,7 @@ static const char *cheapest_that_fits(const struct plan *plan, size_t limit, siz
 }
 
 /* Exit status 3, before anything is allocated. */
-static void check_memory_limit(const struct config *cfg, const struct plan *plan) {
+static void check_memory_limit(const struct config *cfg, const struct plan *plan, int rank) {
     char need[32], limit[32], with[32];
     size_t bytes = 0;
     if (!config_is_set(cfg, device_memory_limit) || plan->arena_bytes <= (uint64_t)cfg->device_memory_limit)
@@ -65,18 +71,19 @@ static void check_memory_limit(const struct config *cfg, const struct plan *plan
     const char *remedy = cheapest_that_fits(plan, (size_t)cfg->device_memory_limit, &bytes);
     str_format_bytes(need, sizeof(need), (double)plan->arena_bytes);
     str_format_bytes(limit, sizeof(limit), (double)cfg->device_memory_limit);
-    plan_print_memory(plan, stderr);
+    plan_print_memory(plan, rank, stderr);
     if (remedy)
         die(STATUS_OUT_OF_MEMORY,
-            "out of device memory: the plan needs %s (%zu bytes) on rank 0 and --device-memory-limit is %s; "
+            "out of device memory: the plan needs %s (%zu bytes) on rank %d and --device-memory-limit is %s; "
             "the cheapest "
             "recompute setting that fits is %s (%s)",
-            need, plan->arena_bytes, limit, remedy, str_format_bytes(with, sizeof(with), (double)bytes));
+            need, plan->arena_bytes, rank, limit, remedy,
+            str_format_bytes(with, sizeof(with), (double)bytes));
     die(STATUS_OUT_OF_MEMORY,
-        "out of device memory: the plan needs %s (%zu bytes) on rank 0 and --device-memory-limit is %s; no "
+        "out of device memory: the plan needs %s (%zu bytes) on rank %d and --device-memory-limit is %s; no "
         "recompute setting "
         "fits: lower --micro-batch-size or --seq-length, or use a smaller model",
-        need, plan->arena_bytes, limit);
+        need, plan->arena_bytes, rank, limit);
 }
 
 /* ---- schedules ---- */
@@ -121,17 +128,18 @@ static int open_data(struct trainer *t, struct err *err) {
     if (data_options_from_config(cfg, t->setup.tokenizer, &options, err)) return -1;
     if (datasets_open(&options, &t->data, err)) return -1;
     int64_t b = cfg->micro_batch_size;
+    int rank = t->ranks ? t->ranks->mesh.dp : 0, ranks = (int)cfg->data_parallel_size;
     const struct train_state *s = &t->state;
     struct dataset *const *split = t->data->split;
     if (!cfg->skip_train && !split[DATA_TRAIN])
         return err_set(err, "there is no training data; give --data-path, --train-data-path or --mock-data");
     if (!cfg->skip_train &&
-        loader_open(split[DATA_TRAIN], b, 0, 1, s->consumed_samples, &t->train_loader, err))
+        loader_open(split[DATA_TRAIN], b, rank, ranks, s->consumed_samples, &t->train_loader, err))
         return -1;
     if (split[DATA_VALID] &&
-        loader_open(split[DATA_VALID], b, 0, 1, s->consumed_valid_samples, &t->valid_loader, err))
+        loader_open(split[DATA_VALID], b, rank, ranks, s->consumed_valid_samples, &t->valid_loader, err))
         return -1;
-    return split[DATA_TEST] ? loader_open(split[DATA_TEST], b, 0, 1, 0, &t->test_loader, err) : 0;
+    return split[DATA_TEST] ? loader_open(split[DATA_TEST], b, rank, ranks, 0, &t->test_loader, err) : 0;
 }
 
 /* ---- reports ---- */
@@ -164,6 +172,7 @@ static int open_reports(struct trainer *t, struct err *err) {
     t->timer_optimizer = timers_add(t->timers, "optimizer", 1);
     t->timer_eval = timers_add(t->timers, "eval-time", 0);
     t->timer_save = timers_add(t->timers, "save-checkpoint", 0);
+    if (t->ranks && t->ranks->rank > 0) return 0; /* rank 0 reports */
     if (cfg->tensorboard_dir && !(t->tensorboard = tensorboard_open(cfg->tensorboard_dir, err))) return -1;
     struct metrics_options options = {.out = stdout,
                                       .metrics_file = cfg->metrics_file,
@@ -172,7 +181,7 @@ static int open_reports(struct trainer *t, struct err *err) {
                                       .start_iteration = t->state.iteration,
                                       .log_interval = cfg->log_interval,
                                       .tensorboard_log_interval = cfg->tensorboard_log_interval,
-                                      .world_size = 1,
+                                      .world_size = (int)cfg->world_size,
                                       .peak_flops_per_rank = measured_peak(t),
                                       .log_throughput = cfg->log_throughput,
                                       .log_loss_scale_to_tensorboard = cfg->log_loss_scale_to_tensorboard,
@@ -185,24 +194,66 @@ static int open_reports(struct trainer *t, struct err *err) {
     return t->metrics ? 0 : -1;
 }
 
-int trainer_open(struct trainer *t, const struct config *cfg, struct err *err) {
-    *t = (struct trainer){.cfg = cfg, .start_ns = clock_now_ns(), .last_saved_iteration = -1};
-    if (cfg->exit_signal_handler && signals_install(cfg->exit_signal, err)) return -1;
-    if (setup_open(&t->setup, cfg, err)) return -1;
-    check_memory_limit(cfg, &t->setup.plan);
+/* ---- all ranks together ---- */
+
+/* What rank 0 says about all of them: their host names, FLOPs of the whole step. */
+static void gather_ranks(struct trainer *t) {
+    int size = t->ranks ? t->ranks->size : 1, rank = t->ranks ? t->ranks->rank : 0;
+    t->rank_reports = mem_new_array(double, (size_t)(size * RANK_REPORT_WORDS), "reports of the ranks");
+    t->busy_sorted = mem_new_array(double, (size_t)size, "reports of the ranks");
+    t->hosts = mem_new_array(char, (size_t)(size * RANK_HOST_BYTES), "hosts of the ranks");
+    t->world_gemm_flops = t->setup.plan.step_gemm_flops;
+    if (!t->ranks) return;
+    snprintf(t->hosts + (ptrdiff_t)rank * RANK_HOST_BYTES, RANK_HOST_BYTES, "%s",
+             comm_world_host(t->ranks->world));
+    comm_all_gather(t->ranks->comms.world, t->hosts, RANK_HOST_BYTES, COMM_U8);
+    comm_all_reduce(t->ranks->comms.world, &t->world_gemm_flops, 1, COMM_F64, COMM_SUM);
+}
+
+/* Ranks that compute the same layers must have the same plan. */
+static void check_equal_plans(const struct trainer *t) {
+    if (!t->ranks) return;
+    struct comm *const comms[] = {t->ranks->comms.tensor, t->ranks->comms.data};
+    for (size_t i = 0; i < ARRAY_COUNT(comms); i++) {
+        int64_t hashes[2] = {(int64_t)t->setup.plan.hash, -(int64_t)t->setup.plan.hash};
+        comm_all_reduce(comms[i], &hashes[0], 1, COMM_I64, COMM_MAX);
+        comm_all_reduce(comms[i], &hashes[1], 1, COMM_I64, COMM_MAX);
+        CHECK(hashes[0] == -hashes[1],
+              "the ranks of group %s have different plans: start the same binary "
+              "with the same flags on every node",
+              comm_name(comms[i]));
+    }
+}
+
+static int open_memory(struct trainer *t, struct err *err) {
+    const struct config *cfg = t->cfg;
+    if (setup_open(&t->setup, cfg, t->ranks ? t->ranks->rank : 0, err)) return -1;
+    check_memory_limit(cfg, &t->setup.plan, t->ranks ? t->ranks->rank : 0);
     if (arena_open(&t->arena, t->setup.plan.arena_bytes, err)) die(STATUS_OUT_OF_MEMORY, "%s", err->text);
-    executor_open(&t->executor, &t->setup.plan, &t->arena, t->setup.threads, (uint32_t)cfg->seed);
-    t->tensors =
-        mem_new_array(struct checkpoint_tensor, (size_t)t->setup.plan.num_params, "checkpoint tensors");
+    executor_open(&t->executor, &t->setup.plan, &t->arena, t->setup.threads, (uint32_t)cfg->seed,
+                  t->ranks ? &t->ranks->comms : NULL);
+    sync_set_overlap(t->executor.sync, cfg->overlap_grad_reduce, cfg->overlap_param_gather);
     config_write_json(&t->config_json, cfg);
     if (open_loss_scale(t, err)) return -1;
     open_schedules(t);
+    return 0;
+}
+
+int trainer_open(struct trainer *t, const struct config *cfg, const struct ranks *ranks, struct err *err) {
+    *t = (struct trainer){.cfg = cfg, .ranks = ranks, .start_ns = clock_now_ns(), .last_saved_iteration = -1};
+    int status = cfg->exit_signal_handler ? signals_install(cfg->exit_signal, err) : 0;
+    if (!status) status = open_memory(t, err);
+    if (ranks_agree(ranks, status, err)) return -1;
+    check_equal_plans(t);
+    gather_ranks(t);
+    state_open(t);
     update_initialize(&t->executor);
-    if (state_load(t, err)) return -1;
+    if (ranks_agree(ranks, state_load(t, err), err)) return -1;
     update_compute_copies(&t->executor);
     t->start_iteration = t->state.iteration;
-    if (open_data(t, err) || open_reports(t, err)) return -1;
-    return 0;
+    status = open_data(t, err);
+    if (!status) status = open_reports(t, err);
+    return ranks_agree(ranks, status, err);
 }
 
 void trainer_close(struct trainer *t) {
@@ -216,7 +267,10 @@ void trainer_close(struct trainer *t) {
     timers_close(t->timers);
     if (t->executor.plan) executor_close(&t->executor);
     arena_close(&t->arena);
-    mem_free(t->tensors);
+    state_close(t);
+    mem_free(t->rank_reports);
+    mem_free(t->busy_sorted);
+    mem_free(t->hosts);
     str_free(&t->config_json);
     setup_close(&t->setup);
     *t = (struct trainer){0};

@@ -18,17 +18,21 @@
 #include "core/train/executor.h"
 #include "core/train/flops.h"
 #include "core/train/metrics.h"
+#include "core/train/ranks.h"
 #include "core/train/update.h"
 
-/* What the flags mean for the plan: tokenizer (for the vocabulary), model, recompute policy, kernels. */
+/* What the flags mean for the plan of one rank: tokenizer (for the vocabulary), model, recompute policy,
+ * kernels, its part of the layers and of the schedule. Any rank can be planned, running or not. */
 struct setup {
     struct tokenizer *tokenizer; /* NULL for mock data without tokenizer flags */
     int64_t vocab_size, padded_vocab_size;
     struct threads *threads;
+    struct pipeline_chunk *split; /* layers of every (chunk, stage) */
+    int *counts;                  /* of micro-batches, for the plan */
     struct plan plan;
 };
 /* Errors are the user's: unreadable tokenizer, vocabulary, unusable --kernels. */
-int setup_open(struct setup *s, const struct config *cfg, struct err *err);
+int setup_open(struct setup *s, const struct config *cfg, int rank, struct err *err);
 void setup_close(struct setup *s);
 
 /* What training carries from iteration to iteration, and a checkpoint to the next run. */
@@ -54,6 +58,7 @@ struct step_result {
 
 struct trainer {
     const struct config *cfg;
+    const struct ranks *ranks;
     struct setup setup;
     struct arena arena;
     struct executor executor;
@@ -64,18 +69,26 @@ struct trainer {
     struct wd_schedule wd;
     bool has_decoupled_lr;
     struct flops_shape flops;
-    struct metrics *metrics;
+    struct metrics *metrics; /* on rank 0 */
     struct tensorboard *tensorboard;
     struct trace *trace;
     struct timers *timers;
+    double *rank_reports;    /* RANK_REPORT_WORDS of each rank */
+    double *busy_sorted;     /* one per rank */
+    char *hosts;             /* RANK_HOST_BYTES of each rank */
+    double world_gemm_flops; /* of a full step, all ranks */
     int timer_step, timer_optimizer, timer_data, timer_eval, timer_save;
     int64_t start_iteration, last_saved_iteration;
     uint64_t start_ns;
-    struct checkpoint_tensor *tensors; /* one per parameter */
+    struct checkpoint_tensor *tensors; /* what this rank holds */
+    int num_tensors;
+    struct checkpoint_shape *shapes; /* every tensor of the model */
+    int num_shapes;
     struct str config_json;
 };
 
-int trainer_open(struct trainer *t, const struct config *cfg, struct err *err);
+/* `ranks` has its groups open and outlives the trainer; NULL: one rank. */
+int trainer_open(struct trainer *t, const struct config *cfg, const struct ranks *ranks, struct err *err);
 void trainer_close(struct trainer *t);
 int trainer_run(struct trainer *t);
 
@@ -83,12 +96,20 @@ int trainer_run(struct trainer *t);
 
 /* step.c: forward, backward and update of one iteration. Returns -1 with a message when the data fails. */
 int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, struct err *err);
-/* Runs the forward of `batch_size` samples of a loader and returns the sums. */
-int step_evaluate(struct trainer *t, struct loader *loader, int64_t batch_size, double *loss_sum_p,
-                  double *tokens_p, struct err *err);
+/* Runs the forward of --eval-global-batch-size samples of a loader and adds to the sums, of all ranks. */
+int step_evaluate(struct trainer *t, struct loader *loader, double *loss_sum_p, double *tokens_p,
+                  struct err *err);
 /* "lm loss is not finite" and the first bad tensor, found by repeating the micro-batches of the last step. */
 void step_diagnose(struct trainer *t, int64_t batch_size, struct str *out);
 
-/* state.c: checkpoints. */
+/* report.c: what the ranks tell rank 0 after each iteration, and the lines made from it. */
+enum { RANK_REPORT_WORDS = 4, RANK_HOST_BYTES = 64 };
+bool report_iteration(struct trainer *t, const struct step_result *r, int64_t batch_size, double seconds);
+/* At start: layer -> (stage, chunk, recomputed or kept). */
+void report_layers(const struct trainer *t, FILE *out);
+
+/* state.c: checkpoints. All collective. */
+void state_open(struct trainer *t);
+void state_close(struct trainer *t);
 int state_load(struct trainer *t, struct err *err);
 int state_save(struct trainer *t, struct err *err);

@@ -1,72 +1,84 @@
-/* Weights: their start, their update, and the copies that the kernels read. */
-#include "core/base/hash.h"
+/* Weights: their start, their update, and sums over all of them. Each rank works on the elements that it
+ * holds; sums over the model take each element once, from the rank that counts it. */
 #include "core/train/update.h"
+#include "core/base/hash.h"
+#include "core/train/sync.h"
 #include <math.h>
 #include <string.h>
 
 enum { INIT_ITERATION = -1 };
 
-/* Initial weights are a function of the seed and the parameter's name, so no layout can change them. */
+/* Initial weights are a function of the seed, the parameter's name and the element's place in the whole
+ * tensor, so no layout can change them. */
 static struct rng_key init_key(const struct executor *e, const char *name) {
     return (struct rng_key){.seed = e->seed,
                             .iteration = (uint32_t)INIT_ITERATION,
                             .micro_batch = (uint32_t)hash_bytes(name, strlen(name))};
 }
 
+int64_t update_global_element(const struct plan_param *p, int64_t element, int64_t *count_p) {
+    int64_t cols = p->dims[1], row = element / cols, col = element % cols, rows_here = p->dims[0] - row;
+    int64_t global_row = row;
+    for (int i = 0, first = 0; i < p->shard.num_runs; first += (int)p->shard.runs[i].count, i++)
+        if (row >= first && row < first + p->shard.runs[i].count) {
+            global_row = p->shard.runs[i].first + row - first;
+            rows_here = first + p->shard.runs[i].count - row;
+        }
+    *count_p = cols == p->shard.full[1] ? rows_here * cols - col : cols - col;
+    return global_row * p->shard.full[1] + p->shard.first_col + col;
+}
+
+static void fill_normal(struct executor *e, const struct plan_param *p) {
+    float *master = executor_at(e, p->master);
+    for (int64_t done = 0, count; done < p->held_count; done += count) {
+        int64_t global = update_global_element(p, p->held_begin + done, &count);
+        if (count > p->held_count - done) count = p->held_count - done;
+        KERNEL_CALL(normal_init, &e->stream, .x = master + done, .n = count,
+                    .first_element = (uint64_t)global, .std = p->init_std, .key = init_key(e, p->name));
+    }
+}
+
 void update_initialize(struct executor *e) {
     const struct plan *plan = e->plan;
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
-        float *master = executor_at(e, p->master);
+        if (!p->held_count) continue;
         if (p->init == PARAM_INIT_NORMAL)
-            KERNEL_CALL(normal_init, &e->stream, .x = master, .n = p->count, .std = p->init_std,
-                        .key = init_key(e, p->name));
+            fill_normal(e, p);
         else
-            KERNEL_CALL(fill, &e->stream, .y = master, .n = p->count,
+            KERNEL_CALL(fill, &e->stream, .y = executor_at(e, p->master), .n = p->held_count,
                         .value = p->init == PARAM_INIT_ONE ? 1 : 0, .dtype = DTYPE_F32);
     }
     /* optimizer state: the arena's pages are zero already, and reading them would only make them resident
      * sooner */
 }
 
-/* The layouts that matrix products read, made from the master once per step. */
-static void pack(struct executor *e, const struct plan_param *p) {
-    enum dtype dtype = e->plan->request.model.dtype;
-    const float *master = executor_at(e, p->master);
-    if (p->packed_forward != SIZE_MAX)
-        KERNEL_CALL(gemm_pack, &e->stream, .dst = executor_at(e, p->packed_forward), .src = master,
-                    .k = p->dims[1], .n = p->dims[0], .trans = true, .dtype = dtype, .src_dtype = DTYPE_F32);
-    if (p->packed_backward != SIZE_MAX)
-        KERNEL_CALL(gemm_pack, &e->stream, .dst = executor_at(e, p->packed_backward), .src = master,
-                    .k = p->dims[0], .n = p->dims[1], .dtype = dtype, .src_dtype = DTYPE_F32);
+void update_compute_copies(struct executor *e) {
+    sync_weights_changed(e);
 }
 
-void update_compute_copies(struct executor *e) {
-    const struct plan *plan = e->plan;
-    for (int i = 0; i < plan->num_params; i++) {
-        const struct plan_param *p = &plan->params[i];
-        if (p->plain != SIZE_MAX)
-            KERNEL_CALL(cast, &e->stream, .dst = executor_at(e, p->plain), .src = executor_at(e, p->master),
-                        .n = p->count, .dst_dtype = plan->request.model.dtype, .src_dtype = DTYPE_F32);
-        pack(e, p);
-    }
+static void sum_over_world(struct executor *e, double *values, int count) {
+    if (e->comms.world) comm_all_reduce(e->comms.world, values, count, COMM_F64, COMM_SUM);
 }
 
 /* sqrt of the sum of squares over all parameters, of gradients or masters; one kernel per parameter, summed
  * in order. */
 static double norm_over(struct executor *e, bool of_grads, int64_t *bad_p) {
     const struct plan *plan = e->plan;
-    double *sums = executor_at(e, plan->reductions), total = 0;
+    double *sums = executor_at(e, plan->reductions), total[2] = {0, 0};
     int64_t *bad = (int64_t *)(void *)(sums + plan->num_params);
-    *bad_p = 0;
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
+        if (!p->counted) continue;
         KERNEL_CALL(sum_squares, &e->stream, .out = &sums[i], .bad = &bad[i],
-                    .x = executor_at(e, of_grads ? p->grad : p->master), .n = p->count, .dtype = DTYPE_F32);
-        total += sums[i];
-        *bad_p += bad[i];
+                    .x = executor_at(e, of_grads ? p->held_grad : p->master), .n = p->counted,
+                    .dtype = DTYPE_F32);
+        total[0] += sums[i];
+        total[1] += (double)bad[i];
     }
-    return sqrt(total);
+    sum_over_world(e, total, 2);
+    *bad_p = (int64_t)total[1];
+    return sqrt(total[0]);
 }
 
 double update_grad_norm(struct executor *e, int64_t *bad_p) {
@@ -78,14 +90,15 @@ double update_params_norm(struct executor *e) {
     return norm_over(e, false, &bad);
 }
 
-double update_count_zeros(const struct executor *e) {
+double update_count_zeros(struct executor *e) {
     const struct plan *plan = e->plan;
-    int64_t zeros = 0;
+    double zeros = 0;
     for (int i = 0; i < plan->num_params; i++) {
-        const float *grad = executor_at(e, plan->params[i].grad);
-        for (int64_t k = 0; k < plan->params[i].count; k++) zeros += grad[k] == 0;
+        const float *grad = executor_at(e, plan->params[i].held_grad);
+        for (int64_t k = 0; k < plan->params[i].counted; k++) zeros += grad[k] == 0;
     }
-    return (double)zeros;
+    sum_over_world(e, &zeros, 1);
+    return zeros;
 }
 
 void update_apply(struct executor *e, const struct update_options *o) {
@@ -93,26 +106,53 @@ void update_apply(struct executor *e, const struct update_options *o) {
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
         bool decays = p->decays || (p->is_qk_norm && o->decay_qk_norm);
+        if (!p->held_count) continue;
         KERNEL_CALL(adamw, &e->stream, .master = executor_at(e, p->master), .m = executor_at(e, p->exp_avg),
-                    .v = executor_at(e, p->exp_avg_sq), .grad = executor_at(e, p->grad),
-                    .model = p->plain != SIZE_MAX ? executor_at(e, p->plain) : NULL, .n = p->count,
+                    .v = executor_at(e, p->exp_avg_sq), .grad = executor_at(e, p->held_grad),
+                    .n = p->held_count,
                     .learning_rate = (float)(p->is_embedding ? o->embedding_learning_rate : o->learning_rate),
                     .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = (float)o->epsilon,
                     .weight_decay = decays ? (float)o->weight_decay : 0,
                     .bias_correction1 = (float)(1 - pow(o->beta1, (double)o->step)),
                     .bias_correction2 = (float)(1 - pow(o->beta2, (double)o->step)),
                     .grad_scale = o->grad_scale, .model_dtype = plan->request.model.dtype);
-        pack(e, p);
     }
+    sync_weights_changed(e);
 }
 
-uint64_t update_params_hash(const struct executor *e) {
-    const struct plan *plan = e->plan;
-    struct hash h;
-    hash_init(&h);
-    for (int i = 0; i < plan->num_params; i++) {
-        hash_update(&h, plan->params[i].name, strlen(plan->params[i].name));
-        hash_update(&h, executor_at(e, plan->params[i].master), (size_t)plan->params[i].count * 4);
+/* One term per element, of its name, place and bits; their sum does not depend on who holds what. Rows that
+ * only pad the vocabulary are left out: their number depends on the layout. */
+static uint64_t hash_stretch(const float *x, int64_t count, uint64_t name, uint64_t first) {
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof(bits));
+        uint64_t h = (name ^ (first + (uint64_t)i) * 0x9E3779B97F4A7C15u) + bits;
+        h = (h ^ h >> 32) * 0xD6E8FEB86659FD93u;
+        h = (h ^ h >> 29) * 0xFF51AFD7ED558CCDu;
+        sum += h ^ h >> 32;
     }
-    return hash_final(&h);
+    return sum;
+}
+
+static uint64_t hash_param(const struct executor *e, const struct plan_param *p) {
+    const float *master = executor_at(e, p->master);
+    const struct model *m = &e->plan->request.model;
+    int64_t used = p->is_vocabulary && m->vocab_used ? m->vocab_used * p->shard.full[1] : INT64_MAX;
+    uint64_t sum = 0, name = hash_bytes(p->name, strlen(p->name));
+    for (int64_t done = 0, count; done < p->counted; done += count) {
+        int64_t global = update_global_element(p, p->held_begin + done, &count), here;
+        if (count > p->counted - done) count = p->counted - done;
+        here = count < used - global ? count : used - global;
+        if (here > 0) sum += hash_stretch(master + done, here, name, (uint64_t)global);
+    }
+    return sum;
+}
+
+uint64_t update_params_hash(struct executor *e) {
+    uint64_t sum = 0;
+    for (int i = 0; i < e->plan->num_params; i++) sum += hash_param(e, &e->plan->params[i]);
+    int64_t total = (int64_t)sum;
+    if (e->comms.world) comm_all_reduce(e->comms.world, &total, 1, COMM_I64, COMM_SUM);
+    return (uint64_t)total;
 }

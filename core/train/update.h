@@ -11,7 +11,7 @@ void update_compute_copies(struct executor *e);
 /* sqrt of the sum of squares of all gradients (before unscaling), and how many elements are not finite. */
 double update_grad_norm(struct executor *e, int64_t *bad_p);
 double update_params_norm(struct executor *e);
-double update_count_zeros(const struct executor *e);
+double update_count_zeros(struct executor *e);
 
 struct update_options {
     int64_t step; /* of the optimizer, from 1: bias correction */
@@ -22,5 +22,9 @@ struct update_options {
 };
 /* AdamW over every parameter (no decay on biases and norms), then the compute copies. */
 void update_apply(struct executor *e, const struct update_options *options);
-/* Hash of all master weights and their names, in parameter order. */
-uint64_t update_params_hash(const struct executor *e);
+/* Hash of all master weights with their names and places; the same for every layout that has the same
+ * weights. */
+uint64_t update_params_hash(struct executor *e);
+/* Where element `element` of the local part lies in the whole tensor (row-major), and how many elements from
+ * there on lie one after the other in both. */
+int64_t update_global_element(const struct plan_param *p, int64_t element, int64_t *count_p);

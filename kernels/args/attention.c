@@ -1,6 +1,6 @@
 /* Shape checks and costs of the attention kernels. A causal row i has i + 1 scores, so a head has
- * s (s + 1) / 2 of them; without the mask s * s. The cost counts exactly these, whatever blocks a backend
- * happens to compute beside them. */
+ * s (s + 1) / 2 of them; without the mask s * s; with a window, those of its part. The cost counts exactly
+ * these, whatever blocks a backend happens to compute beside them. */
 #include "kernels/kernels.h"
 
 static const char *check_shape(const struct attention_shape *shape, enum dtype dtype) {
@@ -34,6 +34,21 @@ static const char *check_core(const struct attention_shape *shape, float dropout
     return dropout >= 0.0f && dropout < 1.0f ? NULL : "dropout must be in [0, 1)";
 }
 
+static const char *check_window(const struct attention_shape *shape, struct attention_window window) {
+    struct attention_window w = attention_window_of(shape, window);
+    if (w.first_query < 0 || w.first_key < 0 || w.first_head < 0) {
+        return "window: first_query, first_key and first_head must not be negative";
+    }
+    if (w.keys < 1 || w.q_rows < shape->s || w.k_rows < w.keys) {
+        return "window: keys must be at least 1, q_rows at least s, k_rows at least keys";
+    }
+    if (w.heads < w.first_head + shape->a) return "window: heads must be at least first_head + a";
+    if (window.seq && (w.first_query + shape->s > w.seq || w.first_key + w.keys > w.seq)) {
+        return "window: queries and keys must lie within seq";
+    }
+    return NULL;
+}
+
 static const char *check_rows(int64_t rows, int64_t cols, bool causal, enum dtype dtype) {
     if (dtype != DTYPE_F32 && dtype != DTYPE_BF16 && dtype != DTYPE_F16) {
         return "dtype must be fp32, bf16 or fp16";
@@ -61,7 +76,8 @@ const char *qkv_split_backward_check(const struct qkv_split_backward_args *args)
 
 const char *attention_forward_check(const struct attention_forward_args *args) {
     if (!args->o || !args->q || !args->k || !args->v) return "o, q, k and v must be set";
-    return check_core(&args->shape, args->dropout, args->dtype);
+    const char *wrong = check_core(&args->shape, args->dropout, args->dtype);
+    return wrong ? wrong : check_window(&args->shape, args->window);
 }
 
 const char *attention_backward_check(const struct attention_backward_args *args) {
@@ -69,7 +85,22 @@ const char *attention_backward_check(const struct attention_backward_args *args)
     if (!args->d_o || !args->o || !args->lse || !args->q || !args->k || !args->v) {
         return "d_o, o, lse, q, k and v must be set";
     }
-    return check_core(&args->shape, args->dropout, args->dtype);
+    if (args->accumulate && !args->grads_are_f32 && args->dtype != DTYPE_F32) {
+        return "only float32 gradients accumulate: set grads_are_f32";
+    }
+    const char *wrong = check_core(&args->shape, args->dropout, args->dtype);
+    return wrong ? wrong : check_window(&args->shape, args->window);
+}
+
+const char *attention_merge_check(const struct attention_merge_args *args) {
+    if (!args->o || !args->lse || !args->o_part || !args->lse_part) {
+        return "o, lse, o_part and lse_part must be set";
+    }
+    if ((args->lse_rows && args->lse_rows < args->shape.s) ||
+        (args->part_rows && args->part_rows < args->shape.s)) {
+        return "lse_rows and part_rows must be at least s";
+    }
+    return check_shape(&args->shape, DTYPE_F32);
 }
 
 const char *attention_scores_forward_check(const struct attention_scores_forward_args *args) {
@@ -126,13 +157,37 @@ static double squares(const struct attention_shape *shape) {
     return (double)shape->b * (double)shape->a * (double)shape->s * (double)shape->s;
 }
 
+/* Scores of one head that the first `rows` positions from that of the first key on see: 1 + 2 + ..., and all
+ * the keys from where the last key stands. */
+static double triangle(double rows, double keys) {
+    if (rows <= 0) return 0;
+    return rows <= keys ? rows * (rows + 1) / 2 : keys * (keys + 1) / 2 + (rows - keys) * keys;
+}
+
+static double window_scores(const struct attention_shape *shape, struct attention_window window,
+                            bool causal) {
+    struct attention_window w = attention_window_of(shape, window);
+    double heads = (double)shape->b * (double)shape->a, s = (double)shape->s, keys = (double)w.keys;
+    double before = (double)(w.first_query - w.first_key);
+    return heads * (causal ? triangle(before + s, keys) - triangle(before, keys) : s * keys);
+}
+
+static double window_kv_elements(const struct attention_shape *shape, struct attention_window window) {
+    double keys = (double)attention_window_of(shape, window).keys;
+    return keys * (double)shape->b * (double)shape->g * (double)shape->d;
+}
+
 /* `products` matrix products of d multiply-adds per score, `pointwise` more operations per score. */
-static struct kernel_cost score_cost(const struct attention_shape *shape, bool causal, int products,
-                                     int pointwise, double bytes) {
-    double scores = num_scores(shape, causal);
+static struct kernel_cost cost_of_scores(const struct attention_shape *shape, double scores, int products,
+                                         int pointwise, double bytes) {
     struct kernel_cost cost = {.gemm_flops = scores * 2 * (double)shape->d * products, .bytes = bytes};
     cost.flops = cost.gemm_flops + scores * pointwise;
     return cost;
+}
+
+static struct kernel_cost score_cost(const struct attention_shape *shape, bool causal, int products,
+                                     int pointwise, double bytes) {
+    return cost_of_scores(shape, num_scores(shape, causal), products, pointwise, bytes);
 }
 
 /* Per element of q and k: norm 8 operations forward and 14 backward, rotary 3; the tables are read once. */
@@ -163,18 +218,32 @@ struct kernel_cost qkv_split_backward_cost(const struct qkv_split_backward_args 
 
 struct kernel_cost attention_forward_cost(const struct attention_forward_args *args) {
     const struct attention_shape *shape = &args->shape;
-    double bytes = (2 * q_elements(shape) + 2 * kv_elements(shape)) * (double)dtype_bytes(args->dtype);
-    if (args->lse) bytes += q_elements(shape) / (double)shape->d * 4;
-    return score_cost(shape, args->causal, 2, args->dropout > 0 ? 6 : 4, bytes);
+    double size = (double)dtype_bytes(args->dtype), q = q_elements(shape);
+    double bytes = (q + 2 * window_kv_elements(shape, args->window)) * size + q * (args->o_is_f32 ? 4 : size);
+    if (args->lse) bytes += q / (double)shape->d * 4;
+    double scores = window_scores(shape, args->window, args->causal);
+    return cost_of_scores(shape, scores, 2, args->dropout > 0 ? 6 : 4, bytes);
 }
 
 struct kernel_cost attention_backward_cost(const struct attention_backward_args *args) {
     const struct attention_shape *shape = &args->shape;
-    double bytes = (4 * q_elements(shape) + 4 * kv_elements(shape)) * (double)dtype_bytes(args->dtype) +
-                   q_elements(shape) / (double)shape->d * 4;
-    struct kernel_cost cost = score_cost(shape, args->causal, 5, args->dropout > 0 ? 9 : 6, bytes);
-    cost.flops += 2 * q_elements(shape); /* sum of dO * O */
+    double size = (double)dtype_bytes(args->dtype), grad_size = args->grads_are_f32 ? 4 : size;
+    double q = q_elements(shape), kv = window_kv_elements(shape, args->window);
+    double bytes = (3 * q + 2 * kv) * size + q / (double)shape->d * 4 +
+                   (q + 2 * kv) * grad_size * (args->accumulate ? 2 : 1);
+    double scores = window_scores(shape, args->window, args->causal);
+    struct kernel_cost cost = cost_of_scores(shape, scores, 5, args->dropout > 0 ? 9 : 6, bytes);
+    cost.flops += 2 * q; /* sum of dO * O */
+    if (args->accumulate) cost.flops += q + 2 * kv;
     return cost;
+}
+
+/* Two products and a sum for each element; two exponentials (8 each), one of them and a logarithm more for
+ * lse for each row of a head. */
+struct kernel_cost attention_merge_cost(const struct attention_merge_args *args) {
+    double q = q_elements(&args->shape), rows = q / (double)args->shape.d;
+    return (struct kernel_cost){.flops = args->first ? 0 : 3 * q + 32 * rows,
+                                .bytes = (q + rows) * 4 * (args->first ? 2 : 3)};
 }
 
 struct kernel_cost attention_scores_forward_cost(const struct attention_scores_forward_args *args) {

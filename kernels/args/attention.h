@@ -14,7 +14,11 @@
  * attention_forward/backward: blockwise attention that never stores s x s scores (FlashAttention-2, Dao
  * 2023): o = dropout(softmax(scale * q k^T)) v, lse[b, a, s] = log sum exp of the scaled scores. Backward
  * needs q, k, v, o, lse and dO. Dropout element index of (batch, head, i, j): ((batch * a + head) * s + i) *
- * s + j.
+ * s + j. With a `window` the rows at hand are a part of longer sequences, more heads, or both: see there.
+ *
+ * attention_merge: folds the attention over some keys (o_part, lse_part) into that over others (o, lse), in
+ * place: lse' = log(exp(lse) + exp(lse_part)), o' = o exp(lse - lse') + o_part exp(lse_part - lse'). A part
+ * without keys (lse_part = -infinity) leaves o and lse as they are, bit for bit; o without keys takes o_part.
  *
  * The unfused chain keeps the scores ([b, a, s, s], dtype):
  *   attention_scores:  scores = scale * q k^T             (entries above the diagonal are not written when
@@ -30,6 +34,40 @@
 struct attention_shape {
     int64_t s, b, a, g, d;
 };
+
+/* Which part of a larger attention the tensors hold. All zero: the whole, keys and queries at the same
+ * positions. Query row i stands at position first_query + i, key row j at first_key + j; causal means that a
+ * query sees the keys at its own position and before. A query that sees no key has o = 0, lse = -infinity.
+ * Dropout element index of (batch, head, i, j): ((batch * heads + first_head + head) * seq + first_query + i)
+ * * seq + first_key + j, so that the mask of a score does not depend on who computes it.
+ *
+ *     .shape.s = c, .window = {.first_query = 3 * c, .keys = 2 * c, .seq = 4 * c}   // chunk 3 on chunks 0, 1
+ */
+struct attention_window {
+    int64_t first_query, first_key;
+    int64_t keys;              /* rows of k and v; 0: shape.s, which is the number of queries */
+    int64_t q_rows, k_rows;    /* rows of the buffers for each (batch, head): q, dq and lse; k, v, dk and dv.
+                                  0: s and keys. The pointers then point to the first row used. */
+    int64_t first_head, heads; /* this shape's heads are first_head .. of `heads` (0: a) */
+    int64_t seq;               /* length of the whole sequence, 0: s */
+};
+
+/* The window with its defaults filled in. */
+static inline struct attention_window attention_window_of(const struct attention_shape *shape,
+                                                          struct attention_window w) {
+    if (!w.keys) w.keys = shape->s;
+    if (!w.q_rows) w.q_rows = shape->s;
+    if (!w.k_rows) w.k_rows = w.keys;
+    if (!w.heads) w.heads = shape->a;
+    if (!w.seq) w.seq = shape->s;
+    return w;
+}
+
+/* How many keys, from the first row on, causal query row i sees. */
+static inline int64_t attention_window_sees(const struct attention_window *w, int64_t i) {
+    int64_t keys = w->first_query + i + 1 - w->first_key;
+    return keys < 0 ? 0 : keys < w->keys ? keys : w->keys;
+}
 
 struct qkv_split_norm {              /* QK norm; all zero when off */
     const void *q_weight, *k_weight; /* [d] dtype */
@@ -65,27 +103,42 @@ struct qkv_split_backward_args {
 };
 
 struct attention_forward_args {
-    void *o;    /* [s, b, a * d] dtype */
+    void *o;    /* [s, b, a * d] dtype, or float32 */
     float *lse; /* [b, a, s]; NULL when nobody needs it (evaluation) */
     const void *q, *k, *v;
     struct attention_shape shape;
+    struct attention_window window;
     float scale, dropout;
     struct rng_key key;
     bool causal;
+    bool o_is_f32;
     enum dtype dtype;
 };
 
 struct attention_backward_args {
-    void *dq, *dk, *dv; /* [b, a|g, s, d] dtype */
+    void *dq, *dk, *dv; /* [b, a|g, s, d] dtype, or float32 */
     const void *d_o;    /* [s, b, a * d] dtype */
-    const void *o;      /* [s, b, a * d] dtype */
-    const float *lse;   /* [b, a, s] */
+    const void *o;      /* [s, b, a * d] dtype; with a window: of all the keys, not of these alone, */
+    const float *lse;   /* [b, a, s]            and so is lse */
     const void *q, *k, *v;
     struct attention_shape shape;
+    struct attention_window window;
     float scale, dropout;
     struct rng_key key;
     bool causal;
+    bool grads_are_f32;
+    bool accumulate; /* dq, dk, dv += ...; float32 gradients only */
     enum dtype dtype;
+};
+
+struct attention_merge_args {
+    float *o;   /* [s, b, a * d] */
+    float *lse; /* [b, a, lse_rows], the first s of each row; 0: s */
+    const float *o_part;
+    const float *lse_part; /* [b, a, part_rows] likewise */
+    struct attention_shape shape;
+    int64_t lse_rows, part_rows;
+    bool first; /* nothing to fold into yet: o and lse are written without being read */
 };
 
 struct attention_scores_forward_args {

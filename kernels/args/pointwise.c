@@ -128,3 +128,14 @@ const char *fill_check(const struct fill_args *args) {
 struct kernel_cost fill_cost(const struct fill_args *args) {
     return (struct kernel_cost){.bytes = (double)args->n * (double)dtype_bytes(args->dtype)};
 }
+
+const char *copy_blocks_check(const struct copy_blocks_args *args) {
+    if (args->n0 < 0 || args->n1 < 0 || args->n2 < 0) return "n0, n1 and n2 must not be negative";
+    if ((unsigned)args->dtype >= DTYPE_COUNT) return "unknown dtype";
+    return NULL;
+}
+
+struct kernel_cost copy_blocks_cost(const struct copy_blocks_args *args) {
+    double n = (double)args->n0 * (double)args->n1 * (double)args->n2;
+    return (struct kernel_cost){.bytes = 2 * n * (double)dtype_bytes(args->dtype)};
+}

@@ -14,7 +14,12 @@
  * residual_backward: dx = dropout(dy); dresidual (+)= dy. dx == dy and dresidual == dy are allowed when that
  * output is a plain copy (p == 0 for dx; no accumulate for dresidual); an output that is NULL is skipped.
  *
- * cast: dst[n] = (dst_dtype) src[n].   add: y[n] = a[n] + b[n] (y may alias).   fill: y[n] = value. */
+ * cast: dst[n] = (dst_dtype) src[n].   add: y[n] = a[n] + b[n] (y may alias).   fill: y[n] = value.
+ *
+ * copy_blocks: dst[i * dst_stride0 + j * dst_stride1 + k] = src[i * src_stride0 + j * src_stride1 + k] for
+ * i < n0, j < n1, k < n2: rows of n2 elements from one order to another. dst must not overlap src, and no two
+ * (i, j) may write the same element. [a, s, d] to [s, a, d]: n0 = a, n1 = s, n2 = d, src_stride0 = s * d,
+ * src_stride1 = d, dst_stride0 = d, dst_stride1 = a * d. */
 #include "core/base/rng.h"
 #include "core/tensor/dtype.h"
 #include <stdbool.h>
@@ -93,6 +98,14 @@ struct add_args {
     const void *a, *b;
     int64_t n;
     enum dtype dtype;
+};
+
+struct copy_blocks_args {
+    void *dst;
+    const void *src;
+    int64_t n0, n1, n2;
+    int64_t dst_stride0, dst_stride1, src_stride0, src_stride1; /* in elements */
+    enum dtype dtype;                                           /* any */
 };
 
 struct fill_args {

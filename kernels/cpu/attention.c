@@ -16,18 +16,25 @@ enum {
 /* What forward and backward know of the problem. */
 struct problem {
     struct attention_shape z;
+    struct attention_window w;
     int64_t d_padded, s_padded; /* s_padded: a multiple of QUERIES and of BLOCK_ROWS */
+    int64_t k_padded;           /* rows of keys, padded likewise */
+    int64_t ahead;              /* query row i stands at key row i + ahead */
     float scale;
     struct dropout drop;
     bool causal;
     enum dtype dtype;
 };
 
-static struct problem make_problem(struct attention_shape z, float scale, struct rng_key key, float dropout,
-                                   bool causal, enum dtype dtype) {
+static struct problem make_problem(struct attention_shape z, struct attention_window window, float scale,
+                                   struct rng_key key, float dropout, bool causal, enum dtype dtype) {
+    struct attention_window w = attention_window_of(&z, window);
     return (struct problem){.z = z,
+                            .w = w,
                             .d_padded = round_up(z.d, BLOCK_LANES),
                             .s_padded = round_up(z.s, QUERIES),
+                            .k_padded = round_up(w.keys, QUERIES),
+                            .ahead = w.first_query - w.first_key,
                             .scale = scale,
                             .drop = dropout_make(key, dropout),
                             .causal = causal,
@@ -40,12 +47,12 @@ struct block {
 };
 
 static bool needs_mask(const struct problem *p, const struct block *b) {
-    return b->key + b->rows > p->z.s || (p->causal && b->key + b->rows - 1 > b->query);
+    return b->key + b->rows > p->w.keys || (p->causal && b->key + b->rows - 1 > b->query + p->ahead);
 }
 
 /* Lane i of row j is a score that counts. */
 static bool lane_counts(const struct problem *p, const struct block *b, int64_t j, int i) {
-    return b->key + j < p->z.s && (!p->causal || b->key + j <= b->query + i);
+    return b->key + j < p->w.keys && (!p->causal || b->key + j <= b->query + p->ahead + i);
 }
 
 /* Scores that do not count become -infinity. */
@@ -67,37 +74,44 @@ static void load_queries(const struct problem *p, float *q, const void *src, int
     for (int64_t n = 0; n < rows * p->d_padded; n++) q[n] *= p->scale;
 }
 
+/* Keys that the queries before `end` see. */
+static int64_t keys_before(const struct problem *p, int64_t end) {
+    return p->causal ? attention_window_sees(&p->w, end - 1) : p->w.keys;
+}
+
 static int64_t keys_of(const struct problem *p, int64_t query) {
-    return p->causal ? min_i64(p->z.s, query + QUERIES) : p->z.s;
+    return keys_before(p, min_i64(p->z.s, query + QUERIES));
 }
 
 static uint64_t first_element(const struct problem *p, int64_t batch, int64_t head, const struct block *b) {
-    return (uint64_t)(((batch * p->z.a + head) * p->z.s + b->query) * p->z.s + b->key);
+    const struct attention_window *w = &p->w;
+    int64_t row = (batch * w->heads + w->first_head + head) * w->seq + w->first_query + b->query;
+    return (uint64_t)(row * w->seq + w->first_key + b->key);
 }
 
 /* keep[rows, QUERIES]: 0 or 1 / (1 - p). */
 static void drop_block(const struct problem *p, float *keep, uint64_t first, int64_t rows) {
     uint32_t bits[KEYS];
-    dropout_mask(&p->drop, first, (uint64_t)p->z.s, round_up(rows, 4), bits);
+    dropout_mask(&p->drop, first, (uint64_t)p->w.seq, round_up(rows, 4), bits);
     for (int64_t j = 0; j < rows; j++) dropout_factors(&p->drop, bits[j], keep + j * QUERIES);
 }
 
 /* ---- forward ---- */
 struct forward_buffers {
-    float *k, *v;         /* [s_padded, d_padded] */
+    float *k, *v;         /* [k_padded, d_padded] */
     float *q, *q_t, *out; /* [QUERIES, d_padded], [d_padded, QUERIES] twice */
     float *scores, *keep; /* [KEYS, QUERIES] */
     float max[QUERIES], sum[QUERIES];
 };
 
 static int64_t forward_floats(const struct problem *p) {
-    return 2 * p->s_padded * p->d_padded + 3 * QUERIES * p->d_padded + 2 * KEYS * QUERIES;
+    return 2 * p->k_padded * p->d_padded + 3 * QUERIES * p->d_padded + 2 * KEYS * QUERIES;
 }
 
 static struct forward_buffers forward_carve(const struct problem *p, float *at) {
     struct forward_buffers f;
-    f.k = at, at += p->s_padded * p->d_padded;
-    f.v = at, at += p->s_padded * p->d_padded;
+    f.k = at, at += p->k_padded * p->d_padded;
+    f.v = at, at += p->k_padded * p->d_padded;
     f.q = at, at += QUERIES * p->d_padded;
     f.q_t = at, at += QUERIES * p->d_padded;
     f.out = at, at += QUERIES * p->d_padded;
@@ -159,19 +173,25 @@ static void forward_block(const struct problem *p, struct forward_buffers *f, co
 static void forward_queries(const struct problem *p, const struct attention_forward_args *args,
                             struct forward_buffers *f, int64_t batch, int64_t head, int64_t query) {
     const struct attention_shape *z = &p->z;
-    int64_t rows = min_i64(QUERIES, z->s - query), row = (batch * z->a + head) * z->s + query;
+    enum dtype o_dtype = args->o_is_f32 ? DTYPE_F32 : p->dtype;
+    int64_t rows = min_i64(QUERIES, z->s - query), row = (batch * z->a + head) * p->w.q_rows + query;
     load_queries(p, f->q, args->q, row, QUERIES, rows);
     transpose_lanes(f->q_t, f->q, p->d_padded);
-    for (int i = 0; i < QUERIES; i++) f->max[i] = -INFINITY, f->sum[i] = 0.0f;
+    /* A query that sees no key starts from 0, so that no difference of infinities arises: its sum stays 0. */
+    for (int i = 0; i < QUERIES; i++) {
+        f->max[i] = p->causal && query + i + p->ahead < 0 ? 0.0f : -INFINITY, f->sum[i] = 0.0f;
+    }
+    if (!keys_of(p, query)) memset(f->out, 0, (size_t)(QUERIES * p->d_padded) * sizeof(float));
     for (int64_t key = 0, keys = keys_of(p, query); key < keys; key += KEYS) {
         struct block b = {query, key, min_i64(KEYS, keys - key)};
         forward_block(p, f, &b, first_element(p, batch, head, &b));
     }
     for (int i = 0; i < rows; i++) {
         float *o = f->q; /* the queries have been used up */
-        for (int64_t n = 0; n < z->d; n++) o[n] = f->out[n * QUERIES + i] / f->sum[i];
-        row_from_f32(dtype_at(args->o, p->dtype, (((query + i) * z->b + batch) * z->a + head) * z->d), o,
-                     p->dtype, z->d);
+        float sum = f->sum[i] == 0.0f ? INFINITY : f->sum[i];
+        for (int64_t n = 0; n < z->d; n++) o[n] = f->out[n * QUERIES + i] / sum;
+        row_from_f32(dtype_at(args->o, o_dtype, (((query + i) * z->b + batch) * z->a + head) * z->d), o,
+                     o_dtype, z->d);
         if (args->lse) args->lse[row + i] = f->max[i] + logf(f->sum[i]);
     }
 }
@@ -192,7 +212,7 @@ static void forward_task(void *context, int64_t begin, int64_t end, int thread) 
     for (int64_t task = begin; task < end; task++) {
         int64_t part = job->parts - 1 - task / (z->b * z->g), batch = task % (z->b * z->g) / z->g;
         int64_t group = task % z->g, per_group = z->a / z->g, last = min_i64(z->s, (part + 1) * PART);
-        int64_t keys = p->causal ? last : z->s, row = (batch * z->g + group) * z->s * z->d;
+        int64_t keys = keys_before(p, last), row = (batch * z->g + group) * p->w.k_rows * z->d;
         pack_rows(f.k, round_up(keys, QUERIES), p->d_padded, dtype_at(job->args->k, p->dtype, row), z->d,
                   keys, z->d, p->dtype);
         pack_rows(f.v, round_up(keys, QUERIES), p->d_padded, dtype_at(job->args->v, p->dtype, row), z->d,
@@ -206,7 +226,8 @@ static void forward_task(void *context, int64_t begin, int64_t end, int thread) 
 }
 
 static struct problem forward_problem(const struct attention_forward_args *args) {
-    return make_problem(args->shape, args->scale, args->key, args->dropout, args->causal, args->dtype);
+    return make_problem(args->shape, args->window, args->scale, args->key, args->dropout, args->causal,
+                        args->dtype);
 }
 
 size_t CPU(attention_forward_workspace)(const struct stream *stream,
@@ -230,7 +251,7 @@ void CPU(attention_forward)(const struct stream *stream, const struct attention_
 
 /* ---- backward ---- */
 struct backward_buffers {
-    float *k, *v, *dk, *dv;        /* [s_padded, d_padded], of the group */
+    float *k, *v, *dk, *dv;        /* [k_padded, d_padded], of the group */
     float *q, *d_o, *dq;           /* [s_padded, d_padded], of the head */
     float *q_t, *do_t;             /* [d_padded, QUERIES] */
     float *probs, *dscores, *keep; /* [KEYS, QUERIES] */
@@ -238,14 +259,16 @@ struct backward_buffers {
 };
 
 static int64_t backward_floats(const struct problem *p) {
-    return (7 * p->s_padded + 2 * QUERIES) * p->d_padded + 3 * KEYS * QUERIES + 2 * p->s_padded;
+    return (4 * p->k_padded + 3 * p->s_padded + 2 * QUERIES) * p->d_padded + 3 * KEYS * QUERIES +
+           2 * p->s_padded;
 }
 
 static struct backward_buffers backward_carve(const struct problem *p, float *at) {
     struct backward_buffers f;
-    int64_t rows = p->s_padded * p->d_padded;
     float **const big[] = {&f.k, &f.v, &f.dk, &f.dv, &f.q, &f.d_o, &f.dq};
-    for (size_t i = 0; i < sizeof(big) / sizeof(big[0]); i++) *big[i] = at, at += rows;
+    for (size_t i = 0; i < sizeof(big) / sizeof(big[0]); i++) {
+        *big[i] = at, at += (i < 4 ? p->k_padded : p->s_padded) * p->d_padded;
+    }
     f.q_t = at, at += QUERIES * p->d_padded;
     f.do_t = at, at += QUERIES * p->d_padded;
     f.probs = at, at += KEYS * QUERIES;
@@ -298,12 +321,13 @@ static void backward_block(const struct problem *p, struct backward_buffers *f, 
     block_product(f->dq + b->query * d, d, dscores_t, k, d, QUERIES, d, b->rows, true);
 }
 
-/* Unpacks a head; delta is the sum of dO * O over a row. Rows past the end give lse +infinity: probability 0.
- */
+/* Unpacks a head; delta is the sum of dO * O over a row. Rows past the end, and those that see no key, give
+ * lse +infinity: probability 0. */
 static void backward_open_head(const struct problem *p, const struct attention_backward_args *args,
                                struct backward_buffers *f, int64_t batch, int64_t head) {
     const struct attention_shape *z = &p->z;
-    int64_t row = (batch * z->a + head) * z->s, o = (batch * z->a + head) * z->d, step = z->b * z->a * z->d;
+    int64_t row = (batch * z->a + head) * p->w.q_rows, o = (batch * z->a + head) * z->d;
+    int64_t step = z->b * z->a * z->d;
     load_queries(p, f->q, args->q, row, p->s_padded, z->s);
     pack_rows(f->d_o, p->s_padded, p->d_padded, dtype_at(args->d_o, p->dtype, o), step, z->s, z->d, p->dtype);
     for (int64_t i = 0; i < p->s_padded; i++) {
@@ -311,9 +335,21 @@ static void backward_open_head(const struct problem *p, const struct attention_b
         if (i < z->s) row_to_f32(out, dtype_at(args->o, p->dtype, o + i * step), p->dtype, z->d);
         for (int64_t n = 0; n < z->d && i < z->s; n++) sum += out[n] * f->d_o[i * p->d_padded + n];
         f->delta[i] = sum;
-        f->lse[i] = i < z->s ? args->lse[row + i] : INFINITY;
+        f->lse[i] = i < z->s && args->lse[row + i] != -INFINITY ? args->lse[row + i] : INFINITY;
     }
     memset(f->dq, 0, (size_t)(p->s_padded * p->d_padded) * sizeof(float));
+}
+
+/* A row of gradients from float32, stored or added. */
+static void put_gradients(const struct attention_backward_args *args, void *grad, int64_t row,
+                          const float *src) {
+    enum dtype dtype = args->grads_are_f32 ? DTYPE_F32 : args->dtype;
+    if (!args->accumulate) {
+        row_from_f32(dtype_at(grad, dtype, row), src, dtype, args->shape.d);
+        return;
+    }
+    float *sum = (float *)grad + row; /* accumulating is float32 only */
+    for (int64_t n = 0; n < args->shape.d; n++) sum[n] += src[n];
 }
 
 static void backward_head(const struct problem *p, const struct attention_backward_args *args,
@@ -330,8 +366,8 @@ static void backward_head(const struct problem *p, const struct attention_backwa
     }
     for (int64_t n = 0; n < z->s * p->d_padded; n++) f->dq[n] *= p->scale;
     for (int64_t i = 0; i < z->s; i++) {
-        row_from_f32(dtype_at(args->dq, p->dtype, ((batch * z->a + head) * z->s + i) * z->d),
-                     f->dq + i * p->d_padded, p->dtype, z->d);
+        int64_t row = ((batch * z->a + head) * p->w.q_rows + i) * z->d;
+        put_gradients(args, args->dq, row, f->dq + i * p->d_padded);
     }
 }
 
@@ -347,29 +383,29 @@ static void backward_task(void *context, int64_t begin, int64_t end, int thread)
     const struct attention_shape *z = &p->z;
     const struct attention_backward_args *args = job->args;
     struct backward_buffers f = backward_carve(p, job->workspace + thread * backward_floats(p));
-    size_t bytes = (size_t)(p->s_padded * p->d_padded) * sizeof(float);
+    size_t bytes = (size_t)(p->k_padded * p->d_padded) * sizeof(float);
     for (int64_t task = begin; task < end; task++) {
-        int64_t group = task % z->g, per_group = z->a / z->g, row = task * z->s * z->d;
-        pack_rows(f.k, p->s_padded, p->d_padded, dtype_at(args->k, p->dtype, row), z->d, z->s, z->d,
+        int64_t group = task % z->g, per_group = z->a / z->g, keys = p->w.keys,
+                row = task * p->w.k_rows * z->d;
+        pack_rows(f.k, p->k_padded, p->d_padded, dtype_at(args->k, p->dtype, row), z->d, keys, z->d,
                   p->dtype);
-        pack_rows(f.v, p->s_padded, p->d_padded, dtype_at(args->v, p->dtype, row), z->d, z->s, z->d,
+        pack_rows(f.v, p->k_padded, p->d_padded, dtype_at(args->v, p->dtype, row), z->d, keys, z->d,
                   p->dtype);
         memset(f.dk, 0, bytes);
         memset(f.dv, 0, bytes);
         for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
             backward_head(p, args, &f, task / z->g, head);
         }
-        for (int64_t j = 0; j < z->s; j++) {
-            row_from_f32(dtype_at(args->dk, p->dtype, row + j * z->d), f.dk + j * p->d_padded, p->dtype,
-                         z->d);
-            row_from_f32(dtype_at(args->dv, p->dtype, row + j * z->d), f.dv + j * p->d_padded, p->dtype,
-                         z->d);
+        for (int64_t j = 0; j < keys; j++) {
+            put_gradients(args, args->dk, row + j * z->d, f.dk + j * p->d_padded);
+            put_gradients(args, args->dv, row + j * z->d, f.dv + j * p->d_padded);
         }
     }
 }
 
 static struct problem backward_problem(const struct attention_backward_args *args) {
-    return make_problem(args->shape, args->scale, args->key, args->dropout, args->causal, args->dtype);
+    return make_problem(args->shape, args->window, args->scale, args->key, args->dropout, args->causal,
+                        args->dtype);
 }
 
 size_t CPU(attention_backward_workspace)(const struct stream *stream,

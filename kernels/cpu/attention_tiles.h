@@ -159,8 +159,8 @@ static inline int64_t row_cols(const struct rows16 *x, int64_t row) {
 }
 
 /* Left tiles [s/16][d/32] need no packing when every row is whole: they are loaded where they lie. */
-static inline bool lies_in_tiles(const void *p, const struct attention_shape *z) {
-    return z->s % 32 == 0 && z->d % 32 == 0 && (uintptr_t)p % 64 == 0;
+static inline bool lies_in_tiles(const void *p, int64_t rows, int64_t d) {
+    return rows % 32 == 0 && d % 32 == 0 && (uintptr_t)p % 64 == 0;
 }
 
 /* The left tiles of rows `row` on of [s, d], packed with `d_padded` columns or, when direct, where they lie.
@@ -248,18 +248,30 @@ static inline __m512 exp2_fast(__m512 x) {
     return _mm512_scalef_ps(p, x);
 }
 
-/* Scores of a chunk that do not count become very small: keys past the end, and when causal keys past the
- * query. */
-static inline void mask_scores(float *scores, int64_t s, bool causal, int64_t query, int64_t key) {
+/* Scores of a chunk that do not count become very small: keys from row `keys` on, and when causal keys past
+ * the query; `query` is the key row where the chunk's first query stands. */
+static inline void mask_scores(float *scores, int64_t keys, bool causal, int64_t query, int64_t key) {
     const __m512 never = _mm512_set1_ps(-1e30f);
-    if (key + CHUNK <= s && !(causal && key + CHUNK > query)) return;
+    if (key + CHUNK <= keys && !(causal && key + CHUNK > query)) return;
     for (int j = 0; j < CHUNK; j++) {
         int64_t first = causal ? key + j - query : 0; /* first lane that counts */
         uint32_t out = first >= 32 ? ~0u : first > 0 ? (1u << first) - 1 : 0;
-        if (key + j >= s) out = ~0u;
+        if (key + j >= keys) out = ~0u;
         _mm512_mask_storeu_ps(scores + j * CHUNK, (__mmask16)out, never);
         _mm512_mask_storeu_ps(scores + j * CHUNK + 16, (__mmask16)(out >> 16), never);
     }
+}
+
+/* 16 floats to bf16, or to float32 stored or added, where `cols` says. */
+static inline void store_floats(void *dst, int64_t at, __mmask16 cols, __m512 x, bool is_f32,
+                                bool accumulate) {
+    if (!is_f32) {
+        _mm256_mask_storeu_epi16((uint16_t *)dst + at, cols, (__m256i)_mm512_cvtneps_pbh(x));
+        return;
+    }
+    float *p = (float *)dst + at;
+    if (accumulate) x = _mm512_add_ps(_mm512_maskz_loadu_ps(cols, p), x);
+    _mm512_mask_storeu_ps(p, cols, x);
 }
 
 /* [low | high] as 32 bf16. */

@@ -8,6 +8,7 @@
  *     dQ^T += K^T dS                per block */
 #include "kernels/cpu/attention_dropout.h"
 #include "kernels/cpu/attention_tiles.h"
+#include <math.h>
 #if CPU_ISA_amx
 
 enum { CHUNKS = 4, BLOCK = CHUNKS * CHUNK }; /* of a block, each way */
@@ -15,31 +16,38 @@ enum { CHUNKS = 4, BLOCK = CHUNKS * CHUNK }; /* of a block, each way */
 struct problem {
     const struct attention_backward_args *args;
     struct attention_shape z;
-    int64_t d, s; /* padded to multiples of 32 */
-    bool direct;  /* keys and values need no packing */
-    float scale;  /* log2(e) times the scale: exponents are to base 2 */
+    struct attention_window w;
+    int64_t d, s, keys; /* padded to multiples of 32 */
+    int64_t ahead;      /* query row i stands at key row i + ahead */
+    bool direct;        /* keys and values need no packing */
+    float scale;        /* log2(e) times the scale: exponents are to base 2 */
     struct dropout dropout;
 };
 
 static struct problem make_problem(const struct attention_backward_args *args) {
+    const struct attention_shape *z = &args->shape;
+    struct attention_window w = attention_window_of(z, args->window);
     return (struct problem){.args = args,
-                            .z = args->shape,
-                            .d = (args->shape.d + 31) / 32 * 32,
-                            .s = (args->shape.s + 31) / 32 * 32,
+                            .z = *z,
+                            .w = w,
+                            .d = (z->d + 31) / 32 * 32,
+                            .s = (z->s + 31) / 32 * 32,
+                            .keys = (w.keys + 31) / 32 * 32,
+                            .ahead = w.first_query - w.first_key,
                             .direct =
-                                lies_in_tiles(args->k, &args->shape) && lies_in_tiles(args->v, &args->shape),
+                                lies_in_tiles(args->k, w.keys, z->d) && lies_in_tiles(args->v, w.keys, z->d),
                             .scale = args->scale * 1.44269504f,
                             .dropout = dropout_make(args->key, args->dropout)};
 }
 
 struct buffers {
     const uint16_t *keys, *values; /* f->k and f->v, or the tensors themselves */
-    uint16_t *k, *v, *k_t;         /* left tiles: k, v [s/16][d/32]; k transposed [s/32][d/16] */
+    uint16_t *k, *v, *k_t;         /* left tiles: k, v [keys/16][d/32]; k transposed [keys/32][d/16] */
     uint16_t *q_t, *do_t;          /* right tiles of the transposes [s/16][d/32] */
     uint16_t *q, *d_o;             /* right tiles [s/32][d/16] */
     uint16_t *probs, *dscores;     /* left tiles of a row of chunks [2][CHUNKS] */
     uint16_t *dscores_q;           /* right tiles of a block [CHUNKS keys][CHUNKS queries][2] */
-    float *dk, *dv;                /* [s, d] */
+    float *dk, *dv;                /* [keys, d] */
     float *dq;                     /* [s/32][d, 32 queries in the order of query_at] */
     float *scores, *dprobs;        /* of a row of chunks: [CHUNKS][32 keys, 32 queries] */
     uint32_t *keep;                /* dropout masks of a block [CHUNKS queries][BLOCK keys] */
@@ -48,14 +56,15 @@ struct buffers {
 
 /* Cuts `f` out of the memory at address `at` and returns the bytes used; address 0 only measures. */
 static size_t carve(struct buffers *f, const struct problem *p, uintptr_t at) {
-    size_t rows = (size_t)(p->s * p->d), row = 2 * CHUNKS * TILE, used = 0;
+    size_t queries = (size_t)(p->s * p->d), keys = (size_t)(p->keys * p->d), row = 2 * CHUNKS * TILE,
+           used = 0;
     uint16_t **const halves[] = {&f->k, &f->v, &f->k_t, &f->q_t, &f->do_t, &f->q, &f->d_o};
     for (size_t i = 0; i < sizeof(halves) / sizeof(halves[0]); i++) {
-        *halves[i] = (uint16_t *)(at + used), used += rows * 2;
+        *halves[i] = (uint16_t *)(at + used), used += (i < 3 ? keys : queries) * 2;
     }
     float **const floats[] = {&f->dk, &f->dv, &f->dq};
     for (size_t i = 0; i < sizeof(floats) / sizeof(floats[0]); i++)
-        *floats[i] = (float *)(at + used), used += rows * 4;
+        *floats[i] = (float *)(at + used), used += (i < 2 ? keys : queries) * 4;
     f->probs = (uint16_t *)(at + used), used += row * 2;
     f->dscores = (uint16_t *)(at + used), used += row * 2;
     f->dscores_q = (uint16_t *)(at + used), used += CHUNKS * row * 2;
@@ -69,11 +78,12 @@ static size_t carve(struct buffers *f, const struct problem *p, uintptr_t at) {
 
 static void pack_group(const struct problem *p, struct buffers *f, int64_t kv) {
     const struct attention_shape *z = &p->z;
-    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d, false};
-    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d, false};
+    int64_t first = kv * p->w.k_rows * z->d;
+    struct rows16 k = {(const uint16_t *)p->args->k + first, z->d, p->w.keys, z->d, false};
+    struct rows16 v = {(const uint16_t *)p->args->v + first, z->d, p->w.keys, z->d, false};
     f->keys = p->direct ? k.p : f->k;
     f->values = p->direct ? v.p : f->v;
-    for (int64_t row = 0; row < p->s; row += 32) {
+    for (int64_t row = 0; row < p->keys; row += 32) {
         for (int64_t col = 0; col < p->d; col += 32) {
             for (int64_t half = row; half < row + 32 && !p->direct; half += 16) {
                 pack_left(f->k + half * p->d + col / 32 * TILE, &k, half, col);
@@ -82,8 +92,8 @@ static void pack_group(const struct problem *p, struct buffers *f, int64_t kv) {
             pack_left_transposed(f->k_t + row * p->d + col / 16 * TILE, &k, row, col);
         }
     }
-    memset(f->dk, 0, (size_t)(p->s * p->d) * 4);
-    memset(f->dv, 0, (size_t)(p->s * p->d) * 4);
+    memset(f->dk, 0, (size_t)(p->keys * p->d) * 4);
+    memset(f->dv, 0, (size_t)(p->keys * p->d) * 4);
 }
 
 /* Sum of dO * O over one row. */
@@ -100,7 +110,7 @@ static float row_delta(const struct rows16 *o, const struct rows16 *d_o, int64_t
 
 static void pack_head(const struct problem *p, struct buffers *f, int64_t batch, int64_t head) {
     const struct attention_shape *z = &p->z;
-    int64_t row = (batch * z->a + head) * z->s, step = z->b * z->a * z->d,
+    int64_t row = (batch * z->a + head) * p->w.q_rows, step = z->b * z->a * z->d,
             first = (batch * z->a + head) * z->d;
     struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d, false};
     struct rows16 d_o = {(const uint16_t *)p->args->d_o + first, step, z->s, z->d, false};
@@ -115,8 +125,9 @@ static void pack_head(const struct problem *p, struct buffers *f, int64_t batch,
             pack_right(f->d_o + i * p->d + col / 16 * TILE, &d_o, i, col);
         }
     }
-    for (int64_t i = 0; i < p->s; i++) { /* queries past the end get probability 0 */
-        f->lse[i] = i < z->s ? p->args->lse[row + i] * 1.44269504f : 1e30f;
+    for (int64_t i = 0; i < p->s; i++) { /* queries past the end, or that see no key, get probability 0 */
+        bool sees = i < z->s && p->args->lse[row + i] != -INFINITY;
+        f->lse[i] = sees ? p->args->lse[row + i] * 1.44269504f : 1e30f;
         f->delta[i] = row_delta(&o, &d_o, i, p->d);
     }
     memset(f->dq, 0, (size_t)(p->s * p->d) * 4);
@@ -199,7 +210,7 @@ static void chunk_vectors(const struct problem *p, struct buffers *f, struct chu
         x.lse[h] = _mm512_load_ps(f->lse + c.query + 16 * h);
         x.minus_delta[h] = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_load_ps(f->delta + c.query + 16 * h));
     }
-    mask_scores(scores, p->z.s, p->args->causal, c.query, c.key);
+    mask_scores(scores, p->w.keys, p->args->causal, c.query + p->ahead, c.key);
     if (p->dropout.threshold) {
         const uint32_t *keep = f->keep + column * BLOCK + c.key % BLOCK;
         chunk_gradients(&x, scores, dprobs, keep, probs, dscores, dscores_q);
@@ -237,23 +248,41 @@ static int64_t min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+static int64_t max_i64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* First chunk of queries of which some see a key of the chunk at `key`. */
+static int64_t first_query(const struct problem *p, int64_t key) {
+    int64_t query = p->args->causal ? key - p->ahead : 0; /* the query that stands at the key */
+    return query > 0 ? query / CHUNK * CHUNK : 0;
+}
+
+/* End of the chunks of keys that some query of the chunk at `query` sees: first_query, read the other way. */
+static int64_t end_of_keys(const struct problem *p, int64_t query) {
+    int64_t end = p->args->causal ? query + CHUNK + p->ahead : p->keys; /* the key past the last query */
+    return end > 0 ? min_i64((end + CHUNK - 1) / CHUNK * CHUNK, p->keys) : 0;
+}
+
 static void backward_block(const struct problem *p, struct buffers *f, int64_t key, int64_t query,
-                           int64_t head_row) {
-    int64_t key_end = min_i64(key + BLOCK, p->s), query_end = min_i64(query + BLOCK, p->s);
+                           int64_t element) {
+    int64_t key_end = min_i64(key + BLOCK, p->keys), query_end = min_i64(query + BLOCK, p->s);
     for (int64_t i = query; i < query_end && p->dropout.threshold; i += CHUNK) {
-        int64_t last = p->args->causal ? min_i64(key_end, i + CHUNK) : key_end;
-        dropout_mask(&p->dropout, (uint64_t)((head_row + i) * p->z.s + key), (uint64_t)p->z.s, last - key,
+        int64_t last = min_i64(key_end, end_of_keys(p, i));
+        if (last <= key) continue;
+        dropout_mask(&p->dropout, (uint64_t)(element + i * p->w.seq + key), (uint64_t)p->w.seq, last - key,
                      f->keep + i % BLOCK / CHUNK * BLOCK);
     }
     for (int64_t j = key; j < key_end; j += CHUNK) {
-        int64_t first = p->args->causal && j > query ? j : query;
+        int64_t first = max_i64(query, first_query(p, j));
+        if (first >= query_end) continue;
         for (int64_t i = first; i < query_end; i += CHUNK) chunk_products(p, f, (struct chunk){j, i});
         for (int64_t i = first; i < query_end; i += CHUNK) chunk_vectors(p, f, (struct chunk){j, i});
         key_products(p, f, j, first, (query_end - first) / CHUNK);
     }
     for (int64_t i = query; i < query_end; i += CHUNK) {
-        int64_t last = p->args->causal ? min_i64(key_end, i + CHUNK) : key_end;
-        query_products(p, f, key, i, (last - key) / CHUNK);
+        int64_t last = min_i64(key_end, end_of_keys(p, i));
+        if (last > key) query_products(p, f, key, i, (last - key) / CHUNK);
     }
 }
 
@@ -273,22 +302,29 @@ static void write_queries(const struct problem *p, const struct buffers *f, int6
             for (int i = 0; i < 16; i++) {
                 int64_t row = query + query_at(t, i);
                 if (row >= z->s) continue;
-                _mm256_mask_storeu_epi16((uint16_t *)p->args->dq + (head_row + row) * z->d + n, cols,
-                                         (__m256i)_mm512_cvtneps_pbh((__m512)r[i]));
+                store_floats(p->args->dq, (head_row + row) * z->d + n, cols, (__m512)r[i],
+                             p->args->grads_are_f32, p->args->accumulate);
             }
         }
     }
 }
 
-/* out[s, d] of bf16 = factor * sums[s, d padded]. */
-static void write_rows(const struct problem *p, uint16_t *out, const float *sums, float factor) {
-    for (int64_t j = 0; j < p->z.s; j++) {
+/* Rows of dk or dv, from row `first` of the tensor on, = factor * sums[keys, d padded]. */
+static void write_rows(const struct problem *p, void *out, int64_t first, const float *sums, float factor) {
+    for (int64_t j = 0; j < p->w.keys; j++) {
         for (int64_t n = 0; n < p->z.d; n += 16) {
             __mmask16 cols = p->z.d - n >= 16 ? 0xFFFF : (__mmask16)((1u << (p->z.d - n)) - 1);
             __m512 x = _mm512_mul_ps(_mm512_load_ps(sums + j * p->d + n), _mm512_set1_ps(factor));
-            _mm256_mask_storeu_epi16(out + j * p->z.d + n, cols, (__m256i)_mm512_cvtneps_pbh(x));
+            store_floats(out, (first + j) * p->z.d + n, cols, x, p->args->grads_are_f32, p->args->accumulate);
         }
     }
+}
+
+/* Dropout element of the head's first query and key. */
+static int64_t first_element(const struct problem *p, int64_t batch, int64_t head) {
+    const struct attention_window *w = &p->w;
+    int64_t row = (batch * w->heads + w->first_head + head) * w->seq + w->first_query;
+    return row * w->seq + w->first_key;
 }
 
 struct job {
@@ -308,17 +344,17 @@ static void backward_task(void *context, int64_t begin, int64_t end, int thread)
         int64_t batch = kv / z->g, group = kv % z->g, per_group = z->a / z->g;
         pack_group(p, &f, kv);
         for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
-            int64_t head_row = (batch * z->a + head) * z->s;
+            int64_t head_row = (batch * z->a + head) * p->w.q_rows, element = first_element(p, batch, head);
             pack_head(p, &f, batch, head);
-            for (int64_t key = 0; key < p->s; key += BLOCK) {
-                for (int64_t query = p->args->causal ? key : 0; query < p->s; query += BLOCK) {
-                    backward_block(p, &f, key, query, head_row);
+            for (int64_t key = 0; key < p->keys; key += BLOCK) {
+                for (int64_t query = first_query(p, key) / BLOCK * BLOCK; query < p->s; query += BLOCK) {
+                    backward_block(p, &f, key, query, element);
                 }
             }
             for (int64_t query = 0; query < p->s; query += CHUNK) write_queries(p, &f, head_row, query);
         }
-        write_rows(p, (uint16_t *)p->args->dk + kv * z->s * z->d, f.dk, p->args->scale);
-        write_rows(p, (uint16_t *)p->args->dv + kv * z->s * z->d, f.dv, p->dropout.keep_scale);
+        write_rows(p, p->args->dk, kv * p->w.k_rows, f.dk, p->args->scale);
+        write_rows(p, p->args->dv, kv * p->w.k_rows, f.dv, p->dropout.keep_scale);
     }
     tiles_close();
 }

@@ -12,7 +12,9 @@ enum { GROUP_CHUNKS = 4 }; /* chunks between two products with the values */
 struct problem {
     const struct attention_forward_args *args;
     struct attention_shape z;
-    int64_t d_padded, s_padded; /* multiples of 32 */
+    struct attention_window w;
+    int64_t ahead;              /* query row i stands at key row i + ahead */
+    int64_t d_padded, k_padded; /* multiples of 32: of d and of the keys */
     int64_t part;               /* queries of a task */
     float scale;                /* log2(e) times the scale: exponents are to base 2 */
     bool direct;                /* keys need no packing */
@@ -27,13 +29,16 @@ static int64_t part_queries(const struct attention_shape *z) {
 }
 
 static struct problem make_problem(const struct attention_forward_args *args) {
+    struct attention_window w = attention_window_of(&args->shape, args->window);
     return (struct problem){.args = args,
                             .z = args->shape,
+                            .w = w,
+                            .ahead = w.first_query - w.first_key,
                             .d_padded = (args->shape.d + 31) / 32 * 32,
-                            .s_padded = (args->shape.s + 31) / 32 * 32,
+                            .k_padded = (w.keys + 31) / 32 * 32,
                             .part = part_queries(&args->shape),
                             .scale = args->scale * 1.44269504f,
-                            .direct = lies_in_tiles(args->k, &args->shape),
+                            .direct = lies_in_tiles(args->k, w.keys, args->shape.d),
                             .dropout = dropout_make(args->key, args->dropout)};
 }
 
@@ -49,12 +54,12 @@ struct buffers {
 };
 
 static size_t buffer_bytes(const struct problem *p) {
-    size_t d = (size_t)p->d_padded, s = (size_t)p->s_padded;
+    size_t d = (size_t)p->d_padded, s = (size_t)p->k_padded;
     return 2 * s * d * 2 + CHUNK * d * 2 + GROUP_CHUNKS * 2 * TILE * 2 + 2 * CHUNK_SUM * 4 + d * CHUNK * 4;
 }
 
 static void carve(struct buffers *f, const struct problem *p, char *at) {
-    int64_t d = p->d_padded, s = p->s_padded;
+    int64_t d = p->d_padded, s = p->k_padded;
     f->k = (uint16_t *)at, f->v = f->k + s * d, f->q = f->v + s * d, f->probs = f->q + CHUNK * d;
     f->scores[0] = (float *)(f->probs + GROUP_CHUNKS * 2 * TILE);
     f->scores[1] = f->scores[0] + CHUNK_SUM, f->out = f->scores[1] + CHUNK_SUM;
@@ -63,8 +68,9 @@ static void carve(struct buffers *f, const struct problem *p, char *at) {
 static void pack_keys_values(const struct problem *p, struct buffers *f, int64_t kv, int64_t keys) {
     const struct attention_shape *z = &p->z;
     int64_t d = p->d_padded;
-    struct rows16 k = {(const uint16_t *)p->args->k + kv * z->s * z->d, z->d, z->s, z->d, false};
-    struct rows16 v = {(const uint16_t *)p->args->v + kv * z->s * z->d, z->d, z->s, z->d, false};
+    int64_t first = kv * p->w.k_rows * z->d;
+    struct rows16 k = {(const uint16_t *)p->args->k + first, z->d, p->w.keys, z->d, false};
+    struct rows16 v = {(const uint16_t *)p->args->v + first, z->d, p->w.keys, z->d, false};
     f->keys = p->direct ? k.p : f->k;
     for (int64_t row = 0; row < keys; row += 32) {
         for (int64_t col = 0; col < d; col += 32) {
@@ -159,7 +165,7 @@ static void softmax_chunk(const struct problem *p, struct buffers *f, int64_t ch
     float *scores = f->scores[chunk % 2];
     int64_t key = chunk * CHUNK;
     __m512 top[2];
-    mask_scores(scores, p->z.s, p->args->causal, query, key);
+    mask_scores(scores, p->w.keys, p->args->causal, query + p->ahead, key);
     find_top(p, scores, top);
     const __m512 room = _mm512_set1_ps(8.0f);
     if (_mm512_cmp_ps_mask(_mm512_sub_ps(top[0], f->max[0]), room, _CMP_GT_OQ) |
@@ -179,7 +185,8 @@ static void write_queries(const struct problem *p, struct buffers *f, int64_t ba
                           int64_t query) {
     const struct attention_shape *z = &p->z;
     for (int h = 0; h < 2; h++) {
-        __m512 factor = _mm512_div_ps(_mm512_set1_ps(p->dropout.keep_scale), f->sum[h]);
+        __mmask16 sees = _mm512_cmp_ps_mask(f->sum[h], _mm512_setzero_ps(), _CMP_NEQ_UQ); /* any key */
+        __m512 factor = _mm512_maskz_div_ps(sees, _mm512_set1_ps(p->dropout.keep_scale), f->sum[h]);
         for (int64_t n = 0; n < z->d; n += 16) {
             __m512i r[16];
             __mmask16 cols = z->d - n >= 16 ? 0xFFFF : (__mmask16)((1u << (z->d - n)) - 1);
@@ -188,14 +195,13 @@ static void write_queries(const struct problem *p, struct buffers *f, int64_t ba
             }
             transpose16(r);
             for (int i = 0; i < 16 && query + 16 * h + i < z->s; i++) {
-                uint16_t *o =
-                    (uint16_t *)p->args->o + (((query + 16 * h + i) * z->b + batch) * z->a + head) * z->d + n;
-                _mm256_mask_storeu_epi16(o, cols, (__m256i)_mm512_cvtneps_pbh((__m512)r[i]));
+                int64_t at = (((query + 16 * h + i) * z->b + batch) * z->a + head) * z->d + n;
+                store_floats(p->args->o, at, cols, (__m512)r[i], p->args->o_is_f32, false);
             }
         }
     }
     if (!p->args->lse) return;
-    float max[CHUNK], sum[CHUNK], *lse = p->args->lse + (batch * z->a + head) * z->s + query;
+    float max[CHUNK], sum[CHUNK], *lse = p->args->lse + (batch * z->a + head) * p->w.q_rows + query;
     for (int h = 0; h < 2; h++) {
         _mm512_storeu_ps(max + 16 * h, f->max[h]);
         _mm512_storeu_ps(sum + 16 * h, f->sum[h]);
@@ -208,24 +214,46 @@ static void drop_group(const struct problem *p, struct buffers *f, int64_t chunk
                        uint64_t first_element) {
     int64_t left = chunks - chunk < GROUP_CHUNKS ? chunks - chunk : GROUP_CHUNKS;
     if (!p->dropout.threshold) return;
-    dropout_mask(&p->dropout, first_element + (uint64_t)(chunk * CHUNK), (uint64_t)p->z.s, left * CHUNK,
+    dropout_mask(&p->dropout, first_element + (uint64_t)(chunk * CHUNK), (uint64_t)p->w.seq, left * CHUNK,
                  f->keep);
+}
+
+/* Keys that the queries before `end` see. */
+static int64_t keys_before(const struct problem *p, int64_t end) {
+    return p->args->causal ? attention_window_sees(&p->w, end - 1) : p->w.keys;
+}
+
+/* A query that sees no key starts from a maximum that hidden scores do not reach: its sum stays 0. */
+static void start_queries(const struct problem *p, struct buffers *f, int64_t query) {
+    int64_t blind = p->args->causal ? -(query + p->ahead) : 0; /* queries before the first key */
+    uint32_t lanes = blind >= 32 ? ~0u : blind > 0 ? (1u << blind) - 1 : 0;
+    for (int h = 0; h < 2; h++) {
+        f->max[h] =
+            _mm512_mask_mov_ps(_mm512_set1_ps(-1e38f), (__mmask16)(lanes >> 16 * h), _mm512_setzero_ps());
+        f->sum[h] = _mm512_setzero_ps();
+    }
 }
 
 static void forward_queries(const struct problem *p, struct buffers *f, int64_t batch, int64_t head,
                             int64_t query) {
     const struct attention_shape *z = &p->z;
-    int64_t row = (batch * z->a + head) * z->s, d = p->d_padded;
-    int64_t chunks = (p->args->causal ? query : p->s_padded - CHUNK) / CHUNK + 1;
+    const struct attention_window *w = &p->w;
+    int64_t row = (batch * z->a + head) * w->q_rows, d = p->d_padded;
+    int64_t end = query + CHUNK < z->s ? query + CHUNK : z->s;
+    int64_t chunks = (keys_before(p, end) + CHUNK - 1) / CHUNK;
+    int64_t element = ((batch * w->heads + w->first_head + head) * w->seq + w->first_query + query) * w->seq;
+    uint64_t first_element = (uint64_t)(element + w->first_key);
     struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d, false};
-    uint64_t first_element = (uint64_t)((row + query) * z->s);
     for (int64_t col = 0; col < d; col += 32) {
         pack_right_transposed(f->q + col / 32 * TILE, &q, query, col);
         pack_right_transposed(f->q + 16 * d + col / 32 * TILE, &q, query + 16, col);
     }
-    f->max[0] = f->max[1] = _mm512_set1_ps(-1e38f);
-    f->sum[0] = f->sum[1] = _mm512_setzero_ps();
-    score_products(p, f, 0);
+    start_queries(p, f, query);
+    if (chunks) {
+        score_products(p, f, 0);
+    } else {
+        memset(f->out, 0, (size_t)(d * CHUNK) * sizeof(float));
+    }
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         if (chunk % GROUP_CHUNKS == 0) drop_group(p, f, chunk, chunks, first_element);
         if (chunk + 1 < chunks) score_products(p, f, chunk + 1);
@@ -256,7 +284,7 @@ static void forward_task(void *context, int64_t begin, int64_t end, int thread) 
                 per_group = z->a / z->g;
         int64_t batch = kv / z->g, group = kv % z->g,
                 last = (part + 1) * p->part < z->s ? (part + 1) * p->part : z->s;
-        pack_keys_values(p, &f, kv, p->args->causal ? last : z->s);
+        pack_keys_values(p, &f, kv, keys_before(p, last));
         for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
             for (int64_t query = part * p->part; query < last; query += CHUNK)
                 forward_queries(p, &f, batch, head, query);

@@ -39,12 +39,17 @@ SIMD_INLINE float block_sum_exp(const void *x, int64_t begin, int64_t n, float m
     return simd_sum(lanes);
 }
 
+/* Columns that count. */
+static inline int64_t num_columns(int64_t vocab, int64_t columns) {
+    return columns < 0 ? 0 : columns > 0 ? columns : vocab;
+}
+
 /* A NaN passes by the maximum and enters the sum. While all logits are -infinity the sum stays 0. */
-SIMD_INLINE double row_lse(const void *logits, int64_t begin, int64_t vocab, enum dtype t) {
+SIMD_INLINE double row_lse(const void *logits, int64_t begin, int64_t columns, enum dtype t) {
     float max = -INFINITY;
     double sum = 0;
-    for (int64_t v = 0; v < vocab; v += BLOCK) {
-        int64_t n = vocab - v < BLOCK ? vocab - v : BLOCK;
+    for (int64_t v = 0; v < columns; v += BLOCK) {
+        int64_t n = columns - v < BLOCK ? columns - v : BLOCK;
         float raised = block_max(logits, begin + v, n, t);
         if (raised > max) {
             if (sum != 0) sum *= exp((double)max - raised);
@@ -57,11 +62,17 @@ SIMD_INLINE double row_lse(const void *logits, int64_t begin, int64_t vocab, enu
 
 SIMD_INLINE void forward_rows(const struct cross_entropy_forward_args *a, int64_t begin, int64_t end,
                               enum dtype t) {
+    int64_t columns = num_columns(a->vocab, a->columns);
     for (int64_t r = begin; r < end; r++) {
-        double lse = row_lse(a->logits, r * a->vocab, a->vocab, t), loss = 0;
-        if (a->mask[r] != 0) loss = a->mask[r] * (lse - simd_load(a->logits, t, r * a->vocab + a->labels[r]));
+        double lse = row_lse(a->logits, r * a->vocab, columns, t);
+        float picked = 0;
+        if (a->mask[r] != 0) {
+            int64_t label = a->labels[r] - a->first_label;
+            if (label >= 0 && label < columns) picked = simd_load(a->logits, t, r * a->vocab + label);
+        }
         a->lse[r] = (float)lse;
-        a->loss[r] = (float)loss;
+        if (a->picked) a->picked[r] = picked;
+        if (a->loss) a->loss[r] = a->mask[r] != 0 ? (float)(a->mask[r] * (lse - picked)) : 0;
     }
 }
 
@@ -76,25 +87,51 @@ void CPU(cross_entropy_forward)(const struct stream *stream, const struct cross_
     threads_for(stream->threads, a.rows, simd_rows_per_chunk(CHUNK, a.vocab), forward_body, &a);
 }
 
+/* ---- the whole of the shards ---- */
+static void combine_body(void *context, int64_t begin, int64_t end, int thread) {
+    const struct cross_entropy_combine_args *a = context;
+    (void)thread;
+    for (int64_t r = begin; r < end; r++) {
+        const float *lses = a->lse_parts + r, *picks = a->picked_parts + r;
+        double max = -INFINITY, sum = 0, picked = 0;
+        for (int64_t p = 0; p < a->parts; p++) {
+            double lse = (double)lses[p * a->part_stride];
+            max = lse > max ? lse : max; /* a NaN passes by and enters the sum */
+        }
+        double base = max == -INFINITY ? 0 : max;
+        for (int64_t p = 0; p < a->parts; p++) {
+            sum += exp((double)lses[p * a->part_stride] - base), picked += (double)picks[p * a->part_stride];
+        }
+        double lse = base + log(sum);
+        a->lse[r] = (float)lse;
+        a->loss[r] = a->mask[r] != 0 ? (float)(a->mask[r] * (lse - picked)) : 0;
+    }
+}
+
+void CPU(cross_entropy_combine)(const struct stream *stream, const struct cross_entropy_combine_args *args) {
+    struct cross_entropy_combine_args a = *args;
+    if (!a.part_stride) a.part_stride = a.rows;
+    threads_for(stream->threads, a.rows, simd_rows_per_chunk(1024, a.parts), combine_body, &a);
+}
+
 /* ---- backward ---- */
 SIMD_INLINE void backward_rows(const struct cross_entropy_backward_args *a, int64_t begin, int64_t end,
                                enum dtype t) {
-    int64_t vocab = a->vocab;
+    int64_t vocab = a->vocab, columns = num_columns(vocab, a->columns);
     const void *x = a->logits;
     void *dx = a->dlogits;
     for (int64_t r = begin; r < end; r++) {
-        int64_t first = r * vocab;
-        if (a->mask[r] == 0) {
-            memset(dtype_at(dx, t, first), 0, (size_t)vocab * dtype_bytes(t));
-            continue;
-        }
-        float lse = a->lse[r], scale = a->mask[r] * a->grad_scale;
-        int64_t label = first + a->labels[r];
-        float at_label =
-            (math_exp_softmax(simd_load(x, t, label) - lse) - 1.0f) * scale; /* before x is lost */
-        SIMD_LOOP for (int64_t v = 0; v < vocab; v++)
+        int64_t first = r * vocab, count = a->mask[r] == 0 ? 0 : columns;
+        memset(dtype_at(dx, t, first + count), 0, (size_t)(vocab - count) * dtype_bytes(t));
+        if (!count) continue;
+        float lse = a->lse[r], scale = a->mask[r] * a->grad_scale, at_label = 0;
+        int64_t label = a->labels[r] - a->first_label;
+        bool here = label >= 0 && label < columns;
+        if (here) /* before x is lost */
+            at_label = (math_exp_softmax(simd_load(x, t, first + label) - lse) - 1.0f) * scale;
+        SIMD_LOOP for (int64_t v = 0; v < count; v++)
             simd_store(dx, t, first + v, math_exp_softmax(simd_load(x, t, first + v) - lse) * scale);
-        simd_store(dx, t, label, at_label);
+        if (here) simd_store(dx, t, first + label, at_label);
     }
 }
 

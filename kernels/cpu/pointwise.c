@@ -119,7 +119,7 @@ void CPU(add)(const struct stream *stream, const struct add_args *args) {
     threads_for(stream->threads, m.n, CHUNK, mix_body, &m);
 }
 
-/* ---- cast, fill ---- */
+/* ---- cast, fill, copy_blocks ---- */
 SIMD_INLINE void cast_pair(const struct cast_args *a, int64_t begin, int64_t end, enum dtype to,
                            enum dtype from) {
     void *dst = a->dst;
@@ -178,4 +178,22 @@ void CPU(fill)(const struct stream *stream, const struct fill_args *args) {
     store_f32(f.bytes == 2 ? (void *)&half : (void *)&f.bits, args->dtype, 0, args->value);
     if (f.bytes == 2) f.bits = half;
     threads_for(stream->threads, args->n, CHUNK, fill_body, &f);
+}
+
+/* Block (i, j) is row i * n1 + j. */
+static void copy_body(void *context, int64_t begin, int64_t end, int thread) {
+    const struct copy_blocks_args *a = context;
+    size_t bytes = (size_t)a->n2 * dtype_bytes(a->dtype);
+    (void)thread;
+    for (int64_t r = begin; r < end; r++) {
+        int64_t i = r / a->n1, j = r % a->n1;
+        memcpy(dtype_at(a->dst, a->dtype, i * a->dst_stride0 + j * a->dst_stride1),
+               dtype_at(a->src, a->dtype, i * a->src_stride0 + j * a->src_stride1), bytes);
+    }
+}
+
+void CPU(copy_blocks)(const struct stream *stream, const struct copy_blocks_args *args) {
+    struct copy_blocks_args a = *args;
+    if (!a.n2) return;
+    threads_for(stream->threads, a.n0 * a.n1, simd_rows_per_chunk(CHUNK, a.n2), copy_body, &a);
 }

@@ -7,6 +7,7 @@ enum { CHUNK = 256 }; /* head dims summed at a time */
 /* What forward and backward share. */
 struct problem {
     struct attention_shape shape;
+    struct attention_window w;
     const void *q, *k, *v;
     double scale, keep_scale; /* 1 / (1 - dropout) */
     uint32_t threshold;       /* 0: no dropout */
@@ -19,13 +20,13 @@ static double at(const void *p, enum dtype dtype, int64_t i) {
     return (double)load_f32(p, dtype, i);
 }
 
-/* Row of query head `head`, or of key/value group `group`, at position i: [b, a|g, s, d]. */
+/* Row i of query head `head`, and row j of key/value group `group`: [b, a|g, rows, d]. */
 static int64_t q_row(const struct problem *p, int64_t batch, int64_t head, int64_t i) {
-    return ((batch * p->shape.a + head) * p->shape.s + i) * p->shape.d;
+    return ((batch * p->shape.a + head) * p->w.q_rows + i) * p->shape.d;
 }
 
 static int64_t kv_row(const struct problem *p, int64_t batch, int64_t group, int64_t j) {
-    return ((batch * p->shape.g + group) * p->shape.s + j) * p->shape.d;
+    return ((batch * p->shape.g + group) * p->w.k_rows + j) * p->shape.d;
 }
 
 /* Row of o and dO: [s, b, a * d]. */
@@ -47,17 +48,19 @@ static double score(const struct problem *p, int64_t batch, int64_t head, int64_
 /* 0, or 1 / (1 - dropout). */
 static double mask(const struct problem *p, int64_t batch, int64_t head, int64_t i, int64_t j) {
     if (!p->threshold) return 1.0;
-    uint64_t element = (uint64_t)(((batch * p->shape.a + head) * p->shape.s + i) * p->shape.s + j);
+    int64_t row = (batch * p->w.heads + p->w.first_head + head) * p->w.seq + p->w.first_query + i;
+    uint64_t element = (uint64_t)(row * p->w.seq + p->w.first_key + j);
     struct rng_words words = rng_philox(p->key, element / 4);
     return words.w[element % 4] >= p->threshold ? p->keep_scale : 0.0;
 }
 
 static int64_t num_keys(const struct problem *p, int64_t i) {
-    return p->causal ? i + 1 : p->shape.s;
+    return p->causal ? attention_window_sees(&p->w, i) : p->w.keys;
 }
 
 static double row_lse(const struct problem *p, int64_t batch, int64_t head, int64_t i) {
     double max = -INFINITY, sum = 0;
+    if (!num_keys(p, i)) return -INFINITY;
     for (int64_t j = 0; j < num_keys(p, i); j++) max = fmax(max, score(p, batch, head, i, j));
     for (int64_t j = 0; j < num_keys(p, i); j++) sum += exp(score(p, batch, head, i, j) - max);
     return max + log(sum);
@@ -68,7 +71,7 @@ static void forward_row(const struct problem *p, const struct attention_forward_
                         int64_t head, int64_t i) {
     int64_t group = head / (p->shape.a / p->shape.g);
     double lse = row_lse(p, batch, head, i);
-    if (args->lse) args->lse[(batch * p->shape.a + head) * p->shape.s + i] = (float)lse;
+    if (args->lse) args->lse[(batch * p->shape.a + head) * p->w.q_rows + i] = (float)lse;
     for (int64_t first = 0; first < p->shape.d; first += CHUNK) {
         int64_t count = p->shape.d - first < CHUNK ? p->shape.d - first : CHUNK;
         double sum[CHUNK] = {0};
@@ -78,12 +81,15 @@ static void forward_row(const struct problem *p, const struct attention_forward_
             for (int64_t n = 0; n < count; n++) sum[n] += prob * at(p->v, p->dtype, row + n);
         }
         int64_t row = o_row(p, batch, head, i) + first;
-        for (int64_t n = 0; n < count; n++) store_f32(args->o, p->dtype, row + n, (float)sum[n]);
+        for (int64_t n = 0; n < count; n++)
+            store_f32(args->o, args->o_is_f32 ? DTYPE_F32 : p->dtype, row + n, (float)sum[n]);
     }
 }
 
-static struct problem make_problem(struct attention_shape shape, float scale, float dropout) {
+static struct problem make_problem(struct attention_shape shape, struct attention_window window, float scale,
+                                   float dropout) {
     return (struct problem){.shape = shape,
+                            .w = attention_window_of(&shape, window),
                             .scale = (double)scale,
                             .keep_scale = 1.0 / (1.0 - (double)dropout),
                             .threshold = dropout > 0 ? rng_drop_threshold(dropout) : 0};
@@ -91,7 +97,7 @@ static struct problem make_problem(struct attention_shape shape, float scale, fl
 
 void reference_attention_forward(const struct stream *stream, const struct attention_forward_args *args) {
     (void)stream;
-    struct problem p = make_problem(args->shape, args->scale, args->dropout);
+    struct problem p = make_problem(args->shape, args->window, args->scale, args->dropout);
     p.q = args->q, p.k = args->k, p.v = args->v, p.key = args->key;
     p.dtype = args->dtype, p.causal = args->causal;
     for (int64_t batch = 0; batch < p.shape.b; batch++) {
@@ -109,11 +115,17 @@ struct pair {
 static struct pair pair_at(const struct problem *p, const struct attention_backward_args *args, int64_t batch,
                            int64_t head, int64_t i, int64_t j) {
     int64_t group = head / (p->shape.a / p->shape.g), row = o_row(p, batch, head, i);
-    double lse = (double)args->lse[(batch * p->shape.a + head) * p->shape.s + i];
+    double lse = (double)args->lse[(batch * p->shape.a + head) * p->w.q_rows + i];
     double prob = exp(score(p, batch, head, i, j) - lse), keep = mask(p, batch, head, i, j);
     double delta = dot(p, args->d_o, row, args->o, row);
     double dprob = keep * dot(p, args->d_o, row, p->v, kv_row(p, batch, group, j));
     return (struct pair){prob * keep, prob * (dprob - delta)};
+}
+
+/* grad[i] (+)= value. */
+static void put(const struct attention_backward_args *args, void *grad, int64_t i, double value) {
+    enum dtype dtype = args->grads_are_f32 ? DTYPE_F32 : args->dtype;
+    store_f32(grad, dtype, i, (float)(value + (args->accumulate ? at(grad, dtype, i) : 0)));
 }
 
 static void backward_query(const struct problem *p, const struct attention_backward_args *args, int64_t batch,
@@ -128,7 +140,7 @@ static void backward_query(const struct problem *p, const struct attention_backw
             for (int64_t n = 0; n < count; n++) dq[n] += p->scale * dscore * at(p->k, p->dtype, row + n);
         }
         int64_t row = q_row(p, batch, head, i) + first;
-        for (int64_t n = 0; n < count; n++) store_f32(args->dq, p->dtype, row + n, (float)dq[n]);
+        for (int64_t n = 0; n < count; n++) put(args, args->dq, row + n, dq[n]);
     }
 }
 
@@ -139,7 +151,8 @@ static void backward_key(const struct problem *p, const struct attention_backwar
         int64_t count = p->shape.d - first < CHUNK ? p->shape.d - first : CHUNK;
         double dk[CHUNK] = {0}, dv[CHUNK] = {0};
         for (int64_t head = group * heads; head < (group + 1) * heads; head++) {
-            for (int64_t i = p->causal ? j : 0; i < p->shape.s; i++) {
+            for (int64_t i = 0; i < p->shape.s; i++) {
+                if (j >= num_keys(p, i)) continue;
                 struct pair pair = pair_at(p, args, batch, head, i, j);
                 int64_t q = q_row(p, batch, head, i) + first, o = o_row(p, batch, head, i) + first;
                 for (int64_t n = 0; n < count; n++) {
@@ -150,15 +163,15 @@ static void backward_key(const struct problem *p, const struct attention_backwar
         }
         int64_t row = kv_row(p, batch, group, j) + first;
         for (int64_t n = 0; n < count; n++) {
-            store_f32(args->dk, p->dtype, row + n, (float)dk[n]);
-            store_f32(args->dv, p->dtype, row + n, (float)dv[n]);
+            put(args, args->dk, row + n, dk[n]);
+            put(args, args->dv, row + n, dv[n]);
         }
     }
 }
 
 void reference_attention_backward(const struct stream *stream, const struct attention_backward_args *args) {
     (void)stream;
-    struct problem p = make_problem(args->shape, args->scale, args->dropout);
+    struct problem p = make_problem(args->shape, args->window, args->scale, args->dropout);
     p.q = args->q, p.k = args->k, p.v = args->v, p.key = args->key;
     p.dtype = args->dtype, p.causal = args->causal;
     for (int64_t batch = 0; batch < p.shape.b; batch++) {
@@ -166,7 +179,33 @@ void reference_attention_backward(const struct stream *stream, const struct atte
             for (int64_t i = 0; i < p.shape.s; i++) backward_query(&p, args, batch, head, i);
         }
         for (int64_t group = 0; group < p.shape.g; group++) {
-            for (int64_t j = 0; j < p.shape.s; j++) backward_key(&p, args, batch, group, j);
+            for (int64_t j = 0; j < p.w.keys; j++) backward_key(&p, args, batch, group, j);
         }
+    }
+}
+
+static double merged_lse(double a, double b) {
+    double max = a > b ? a : b;
+    if (max == -INFINITY) return isnan(a) ? a : b; /* no keys on either side, or NaN */
+    return max + log(exp(a - max) + exp(b - max));
+}
+
+void reference_attention_merge(const struct stream *stream, const struct attention_merge_args *args) {
+    (void)stream;
+    const struct attention_merge_args a = *args;
+    const struct attention_shape z = a.shape;
+    int64_t lse_rows = a.lse_rows ? a.lse_rows : z.s, part_rows = a.part_rows ? a.part_rows : z.s;
+    for (int64_t row = 0; row < z.s * z.b * z.a; row++) {
+        int64_t head = row % z.a, batch = row / z.a % z.b, i = row / (z.a * z.b);
+        float *lse = &a.lse[(batch * z.a + head) * lse_rows + i], *o = a.o + row * z.d;
+        double part = (double)a.lse_part[(batch * z.a + head) * part_rows + i];
+        double old = a.first ? (double)-INFINITY : (double)*lse, both = merged_lse(old, part);
+        for (int64_t n = 0; n < z.d; n++) {
+            double sum = 0;
+            if (old != -INFINITY) sum += (double)o[n] * exp(old - both);
+            if (part != -INFINITY) sum += (double)a.o_part[row * z.d + n] * exp(part - both);
+            o[n] = (float)sum;
+        }
+        *lse = (float)both;
     }
 }

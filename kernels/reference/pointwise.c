@@ -153,3 +153,14 @@ void reference_fill(const struct stream *stream, const struct fill_args *args) {
     (void)stream;
     for (int64_t i = 0; i < args->n; i++) store_f32(args->y, args->dtype, i, args->value);
 }
+
+void reference_copy_blocks(const struct stream *stream, const struct copy_blocks_args *args) {
+    (void)stream;
+    const struct copy_blocks_args a = *args;
+    for (int64_t i = 0; i < a.n0; i++)
+        for (int64_t j = 0; j < a.n1; j++) {
+            memcpy(dtype_at(a.dst, a.dtype, i * a.dst_stride0 + j * a.dst_stride1),
+                   dtype_at(a.src, a.dtype, i * a.src_stride0 + j * a.src_stride1),
+                   (size_t)a.n2 * dtype_bytes(a.dtype));
+        }
+}

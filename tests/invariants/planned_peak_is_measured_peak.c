@@ -37,8 +37,10 @@ static struct model random_model(void) {
 }
 
 static struct recompute_policy random_policy(const struct model *m) {
-    struct recompute_policy p = {(enum recompute_granularity)dice(3), (enum recompute_method)dice(2),
-                                 1 + (int)dice((uint32_t)m->layers), dice(RECOMPUTE_BIT(MODULE_COUNT))};
+    struct recompute_policy p = {.granularity = (enum recompute_granularity)dice(3),
+                                 .method = (enum recompute_method)dice(2),
+                                 .num_layers = 1 + (int)dice((uint32_t)m->layers),
+                                 .modules = dice(RECOMPUTE_BIT(MODULE_COUNT))};
     p.modules &= ~RECOMPUTE_BIT(MODULE_layer);
     return p;
 }
@@ -112,7 +114,9 @@ TEST(resident_memory_agrees_within_five_percent) {
     m.layers = 4, m.hidden = 512, m.heads = 8, m.groups = 8, m.head_dim = 64, m.ffn = 1024, m.seq = 256;
     m.micro_batch = 4, m.vocab = 4096, m.max_positions = 256, m.dtype = DTYPE_BF16, m.fused_loss = false;
     for (int full = 0; full < 2; full++) {
-        struct recompute_policy policy = {full ? RECOMPUTE_FULL : RECOMPUTE_NONE, RECOMPUTE_UNIFORM, 1, 0};
+        struct recompute_policy policy = {.granularity = full ? RECOMPUTE_FULL : RECOMPUTE_NONE,
+                                          .method = RECOMPUTE_UNIFORM,
+                                          .num_layers = 1};
         struct plan_request request = tiny_request(m, policy);
         struct tiny t;
         size_t before = resident_bytes();
@@ -138,7 +142,7 @@ static double bytes_per_layer(struct model m, struct recompute_policy policy) {
         struct plan_request request = tiny_request(m, policy);
         struct plan plan;
         plan_build(&request, &plan);
-        slot[i] = plan.slot_bytes;
+        slot[i] = plan.chunks[0].slot_bytes;
         plan_free(&plan);
     }
     return (double)(slot[1] - slot[0]);
@@ -153,8 +157,10 @@ TEST(layer_memory_is_the_formula) {
     double sbh = (double)(m.seq * m.micro_batch * m.hidden), asb = (double)(m.seq * m.micro_batch * m.heads);
     recompute_set attn = RECOMPUTE_BIT(MODULE_core_attn), mlp = RECOMPUTE_BIT(MODULE_mlp);
     recompute_set norm = RECOMPUTE_BIT(MODULE_layernorm), act = RECOMPUTE_BIT(MODULE_mlp_act);
-    struct recompute_policy none = {0}, full = {RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 1, 0};
-#define SELECTIVE(set) ((struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, (set)})
+    struct recompute_policy none = {0}, full = {.granularity = RECOMPUTE_FULL,
+                                                .method = RECOMPUTE_UNIFORM,
+                                                .num_layers = 1};
+#define SELECTIVE(set) ((struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = (set)})
     EXPECT_EQ(bytes_per_layer(m, none), 32 * sbh + 4 * asb); /* + the log-sum-exp */
     EXPECT_EQ(bytes_per_layer(m, SELECTIVE(norm)), 28 * sbh + 4 * asb);
     EXPECT_EQ(bytes_per_layer(m, SELECTIVE(act)), 24 * sbh + 4 * asb);
@@ -181,8 +187,9 @@ TEST(recompute_lowers_the_peak_by_what_the_frames_shrink) {
     m.seq = 128;
     m.max_positions = 128;
     struct plan_request none = tiny_request(m, (struct recompute_policy){0}),
-                        full = tiny_request(
-                            m, (struct recompute_policy){RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 1, 0});
+                        full = tiny_request(m, (struct recompute_policy){.granularity = RECOMPUTE_FULL,
+                                                                         .method = RECOMPUTE_UNIFORM,
+                                                                         .num_layers = 1});
     struct plan a, b;
     plan_build(&none, &a);
     plan_build(&full, &b);

@@ -40,15 +40,18 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
     for (recompute_set set = 0; set < RECOMPUTE_BIT(MODULE_COUNT); set++) {
         if (set & RECOMPUTE_BIT(MODULE_layer)) continue;
         snprintf(what, sizeof(what), "%s selective %#x", name, set);
-        expect_equal(what, m, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, set}, loss, grads);
+        expect_equal(what, m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = set},
+                     loss, grads);
     }
     for (int method = RECOMPUTE_UNIFORM; method <= RECOMPUTE_BLOCK; method++)
         for (int n = 1; n <= (int)m.layers; n++) {
             snprintf(what, sizeof(what), "%s full %s %d", name,
                      method == RECOMPUTE_UNIFORM ? "uniform" : "block", n);
             expect_equal(what, m,
-                         (struct recompute_policy){RECOMPUTE_FULL, (enum recompute_method)method, n, 0}, loss,
-                         grads);
+                         (struct recompute_policy){.granularity = RECOMPUTE_FULL,
+                                                   .method = (enum recompute_method)method,
+                                                   .num_layers = n},
+                         loss, grads);
         }
     mem_free(grads);
     tiny_close(&t);
@@ -120,27 +123,36 @@ TEST(reruns_are_those_of_the_closed_form) {
     unfused.flash = false;
     recompute_set attn = RECOMPUTE_BIT(MODULE_core_attn), mlp = RECOMPUTE_BIT(MODULE_mlp);
     recompute_set norm = RECOMPUTE_BIT(MODULE_layernorm), act = RECOMPUTE_BIT(MODULE_mlp_act);
-    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_NONE, 0, 0, 0}, OPS(NULL), 0);
-    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, attn}, OPS("attention"), -1);
-    expect_reruns(unfused, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, attn},
+    expect_reruns(flash, (struct recompute_policy){.granularity = RECOMPUTE_NONE}, OPS(NULL), 0);
+    expect_reruns(flash, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = attn},
+                  OPS("attention"), -1);
+    expect_reruns(unfused, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = attn},
                   OPS("attention_scores", "softmax", "attention_dropout"),
                   -1); /* the product with V is not re-run */
-    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, mlp},
+    expect_reruns(flash, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = mlp},
                   OPS("linear_fc1", "activation"), -1);
-    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, norm},
+    expect_reruns(flash, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = norm},
                   OPS("input_layernorm", "pre_mlp_layernorm"), -1);
-    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, act}, OPS("activation"), -1);
-    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_SELECTIVE, 0, 0, act | mlp | norm},
+    expect_reruns(flash, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = act},
+                  OPS("activation"), -1);
+    expect_reruns(flash,
+                  (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = act | mlp | norm},
                   OPS("input_layernorm", "pre_mlp_layernorm", "linear_fc1", "activation"), -1);
     /* full: all but the last linear and the last addition, which no backward reads */
-    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 1, 0},
+    expect_reruns(flash,
+                  (struct recompute_policy){
+                      .granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1},
                   OPS("input_layernorm", "linear_qkv", "qkv_split", "attention", "linear_proj",
                       "residual_attention", "pre_mlp_layernorm", "linear_fc1", "activation"),
                   -1 * 1);
-    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_FULL, RECOMPUTE_BLOCK, 2, 0},
-                  OPS("attention", "linear_fc1"), 18);
+    expect_reruns(
+        flash,
+        (struct recompute_policy){.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_BLOCK, .num_layers = 2},
+        OPS("attention", "linear_fc1"), 18);
     /* a group of three re-runs the last linear and addition of its first two layers */
-    expect_reruns(flash, (struct recompute_policy){RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 3, 0},
+    expect_reruns(flash,
+                  (struct recompute_policy){
+                      .granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 3},
                   OPS("attention", "linear_fc1"), 3 * 9 + 2 * 2);
 }
 
@@ -148,7 +160,8 @@ TEST(full_recompute_costs_about_22_percent) {
     struct model m = tiny_gpt();
     m.seq = 16, m.hidden = 256, m.head_dim = 64, m.ffn = 1024, m.vocab = 64;
     struct plan_request request =
-        tiny_request(m, (struct recompute_policy){RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 1, 0});
+        tiny_request(m, (struct recompute_policy){
+                            .granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1});
     struct plan plan;
     plan_build(&request, &plan);
     double share = plan.step_rerun_gemm_flops / (plan.step_gemm_flops - plan.step_rerun_gemm_flops);

@@ -62,7 +62,8 @@ static double run_step(struct tiny *t, const struct safetensors *file) {
     for (int i = 0; i < TOKENS; i++) positions[i] = i % 12, mask[i] = 1;
     struct micro_batch micro = {tokens, labels, positions, mask, 1.0f / TOKENS, 0, true};
     executor_begin_step(&t->executor, 0);
-    for (int i = 0; i < 2; i++) executor_run(&t->executor, &t->plan.actions[i], &micro);
+    const struct schedule_list *list = plan_actions(&t->plan, 1);
+    for (int i = 0; i < list->count; i++) executor_run(&t->executor, &list->actions[i], &micro);
     return t->executor.loss_sum / TOKENS;
 }
 
@@ -106,7 +107,9 @@ static void check(const char *what, bool llama, const struct kernels *kernels, b
 
 static void check_everywhere(bool llama) {
     static const char *const isas[] = {"reference", "generic", "avx2", "avx512", "amx"};
-    struct recompute_policy none = {0}, full = {RECOMPUTE_FULL, RECOMPUTE_UNIFORM, 2, 0};
+    struct recompute_policy none = {0}, full = {.granularity = RECOMPUTE_FULL,
+                                                .method = RECOMPUTE_UNIFORM,
+                                                .num_layers = 2};
     for (size_t i = 0; i < ARRAY_COUNT(isas); i++) {
         const struct kernels *k = i ? kernels_cpu_isa(isas[i]) : kernels_reference();
         if (!k) continue;

@@ -77,15 +77,15 @@ static inline void fixture_add(void *context, const char *name, int num_dims, co
         .name = mem_strdup(name, "fixture"),
         .num_dims = num_dims,
         .dims = {dims[0], dims[1]},
-        .num_rows = dims[0],
         .master = mem_new_array(float, floats, "fixture"),
         .exp_avg = mem_new_array(float, floats, "fixture"),
         .exp_avg_sq = mem_new_array(float, floats, "fixture"),
     };
+    checkpoint_tensor_set_whole(&f->tensors[f->count - 1]);
 }
 
 static inline size_t fixture_floats(const struct checkpoint_tensor *t) {
-    return (size_t)(t->num_rows * (t->num_dims > 1 ? t->dims[1] : 1));
+    return (size_t)(t->end - t->begin);
 }
 
 /* Arbitrary bits (NaN, infinities and subnormals too), a function of `seed`. */

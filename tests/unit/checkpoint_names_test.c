@@ -1,5 +1,5 @@
 #include "core/checkpoint/names.h"
-#include "core/checkpoint/rows.h"
+#include "core/checkpoint/pieces.h"
 #include "tests/unit/checkpoint_fixture.h"
 
 static struct err err;
@@ -16,9 +16,13 @@ static float *on_disk(struct fixture *f, const char *disk_name, struct checkpoin
             *entry_p = entries[k];
             size_t bytes = (size_t)(entries[k].dims[0] * entries[k].dims[1]) * sizeof(float);
             float *data = mem_zalloc(bytes, "disk");
-            const float *rows = checkpoint_gather_rows(
-                &entries[k], t->master, t->num_dims > 1 ? t->dims[1] : 1, 0, entries[k].dims[0], data);
-            if (rows != data) memcpy(data, rows, bytes);
+            struct checkpoint_rects rects = {0};
+            struct checkpoint_block block;
+            checkpoint_rects_set(&rects, &entries[k], t);
+            EXPECT(checkpoint_block_next(&block, &rects, &entries[k], 0, entries[k].dims[0]), "nothing");
+            EXPECT(block.first == 0 && block.num_rows == entries[k].dims[0], "not all rows");
+            checkpoint_block_gather(&block, t->master, data);
+            checkpoint_rects_free(&rects);
             return data;
         }
     }
@@ -30,7 +34,7 @@ static float *on_disk(struct fixture *f, const char *disk_name, struct checkpoin
 static void number_elements(struct fixture *f) {
     for (int i = 0; i < f->count; i++) {
         int64_t cols = f->tensors[i].num_dims > 1 ? f->tensors[i].dims[1] : 1;
-        for (int64_t r = 0; r < f->tensors[i].num_rows; r++)
+        for (int64_t r = 0; r < f->tensors[i].dims[0]; r++)
             for (int64_t c = 0; c < cols; c++) f->tensors[i].master[r * cols + c] = (float)(1000 * r + c);
     }
 }
@@ -185,27 +189,33 @@ TEST(the_family_follows_from_the_model) {
 
 /* One part of a tensor, gathered to disk in blocks of `step` and scattered into a buffer of its own, which
  * has a guard row at each end. */
-static void round_trip_part(const struct checkpoint_model *model, const struct checkpoint_tensor *t,
+static void round_trip_part(const struct checkpoint_model *model, const struct checkpoint_tensor *whole,
                             int64_t step, int64_t from, int64_t rows_here) {
     struct checkpoint_entry e[CHECKPOINT_MAX_PARTS];
-    int n = checkpoint_entries_of(model, t->name, t->num_dims, t->dims, e, &err);
-    int64_t cols = t->num_dims > 1 ? t->dims[1] : 1;
-    size_t row_bytes = (size_t)cols * sizeof(float), part = (size_t)rows_here * row_bytes;
+    struct checkpoint_tensor t = *whole;
+    struct checkpoint_rects rects = {0};
+    int n = checkpoint_entries_of(model, t.name, t.num_dims, t.dims, e, &err);
+    size_t row_bytes = (size_t)t.num_cols * sizeof(float), part = (size_t)rows_here * row_bytes;
     char *back = mem_alloc(part + 2 * row_bytes, "back"), *guard = mem_alloc(row_bytes, "guard");
-    float *buffer = mem_zalloc(fixture_floats(t) * sizeof(float), "buffer");
+    float *buffer = mem_zalloc(fixture_floats(&t) * sizeof(float), "buffer");
+    t.rows[0] = (struct checkpoint_row_run){from, rows_here};
+    t.end = rows_here * t.num_cols;
     memset(back, 0xAB, part + 2 * row_bytes);
     memset(guard, 0xAB, row_bytes);
-    for (int k = 0; k < n; k++)
-        for (int64_t r = 0; r < e[k].dims[0]; r += step) {
-            int64_t rows = e[k].dims[0] - r < step ? e[k].dims[0] - r : step;
-            const float *data = checkpoint_gather_rows(&e[k], t->master, cols, r, rows, buffer);
-            checkpoint_scatter_rows(&e[k], data, r, rows, (float *)(void *)(back + row_bytes), cols, from,
-                                    rows_here);
+    for (int k = 0; k < n; k++) {
+        struct checkpoint_block b = {0};
+        checkpoint_rects_set(&rects, &e[k], &t);
+        while (checkpoint_block_next(&b, &rects, &e[k], b.first + b.num_rows, step)) {
+            EXPECT(b.num_rows <= step, "%d rows at once", (int)b.num_rows);
+            checkpoint_block_gather(&b, t.master + from * t.num_cols, buffer);
+            checkpoint_block_scatter(&b, buffer, (float *)(void *)(back + row_bytes));
         }
-    EXPECT(!memcmp(back + row_bytes, t->master + from * cols, part), "%s: blocks of %d, rows %d to %d",
-           t->name, (int)step, (int)from, (int)(from + rows_here));
+    }
+    EXPECT(!memcmp(back + row_bytes, t.master + from * t.num_cols, part), "%s: blocks of %d, rows %d to %d",
+           t.name, (int)step, (int)from, (int)(from + rows_here));
     EXPECT(!memcmp(back, guard, row_bytes) && !memcmp(back + row_bytes + part, guard, row_bytes),
-           "%s: rows %d to %d: written outside", t->name, (int)from, (int)(from + rows_here));
+           "%s: rows %d to %d: written outside", t.name, (int)from, (int)(from + rows_here));
+    checkpoint_rects_free(&rects);
     mem_free(back);
     mem_free(guard);
     mem_free(buffer);
@@ -214,9 +224,8 @@ static void round_trip_part(const struct checkpoint_model *model, const struct c
 static void round_trip(struct fixture *f, int64_t step, int64_t local) {
     for (int i = 0; i < f->count; i++) {
         const struct checkpoint_tensor *t = &f->tensors[i];
-        for (int64_t from = 0; from < t->num_rows; from += local)
-            round_trip_part(&f->model, t, step, from,
-                            t->num_rows - from < local ? t->num_rows - from : local);
+        for (int64_t from = 0; from < t->dims[0]; from += local)
+            round_trip_part(&f->model, t, step, from, t->dims[0] - from < local ? t->dims[0] - from : local);
     }
 }
 

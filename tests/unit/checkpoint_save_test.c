@@ -138,33 +138,6 @@ TEST(large_tensors_pass_through_a_bounded_buffer) {
     fixture_remove(fixture_dir);
 }
 
-TEST(a_rank_loads_its_rows_alone) {
-    struct fixture f, whole;
-    fixture_make_dir();
-    const struct checkpoint_model models[] = {fixture_llama(), fixture_gpt2()};
-    for (size_t m = 0; m < ARRAY_COUNT(models); m++) {
-        fixture_open(&f, models[m]);
-        fixture_open(&whole, models[m]);
-        save_iteration(&whole, 20);
-        fixture_fill(&f, 1);
-        for (int i = 0; i < f.count; i++) { /* the second half of every tensor */
-            f.tensors[i].first_row = f.tensors[i].dims[0] / 2;
-            f.tensors[i].num_rows = f.tensors[i].dims[0] - f.tensors[i].first_row;
-        }
-        EXPECT(!fixture_load(&f, fixture_dir, &err), "%s", err.text);
-        for (int i = 0; i < f.count; i++) {
-            struct checkpoint_tensor *t = &f.tensors[i];
-            size_t skip = (size_t)(t->first_row * (t->num_dims > 1 ? t->dims[1] : 1));
-            EXPECT(!memcmp(t->master, whole.tensors[i].master + skip, fixture_floats(t) * 4), "%s", t->name);
-            EXPECT(!memcmp(t->exp_avg_sq, whole.tensors[i].exp_avg_sq + skip, fixture_floats(t) * 4), "%s",
-                   t->name);
-        }
-        fixture_close(&f);
-        fixture_close(&whole);
-    }
-    fixture_remove(fixture_dir);
-}
-
 /* ---- damage ---- */
 
 static const char *const files[] = {"iter_0000020/model-00001-of-00001.safetensors",
@@ -535,9 +508,8 @@ TEST(a_place_that_cannot_be_written_is_an_error) {
 
 RUN_TESTS(CASE(every_family_comes_back_bit_equal), CASE(the_files_are_where_the_manual_says),
           CASE(shards_are_cut_at_the_size_asked_for), CASE(large_tensors_pass_through_a_bounded_buffer),
-          CASE(a_rank_loads_its_rows_alone), CASE(a_flipped_bit_anywhere_is_detected),
-          CASE(a_file_cut_or_extended_anywhere_is_detected), CASE(two_exchanged_files_are_detected),
-          CASE(a_damaged_newest_checkpoint_falls_back_with_one_line),
+          CASE(a_flipped_bit_anywhere_is_detected), CASE(a_file_cut_or_extended_anywhere_is_detected),
+          CASE(two_exchanged_files_are_detected), CASE(a_damaged_newest_checkpoint_falls_back_with_one_line),
           CASE(a_bad_tracker_falls_back_to_the_newest_with_one_line), CASE(one_iteration_can_be_asked_for),
           CASE(find_tells_what_is_there),
           CASE(a_model_that_does_not_fit_is_refused_by_flag_and_never_falls_back),

@@ -201,10 +201,57 @@ TEST(docs_flags_md_is_up_to_date) {
     mem_free(kept);
 }
 
+static void print_recompute_help(FILE *out, const struct config *unused) {
+    (void)unused;
+    config_help_recompute(out);
+}
+
+/* Adds the words of a line to argv; true when the line goes on with a backslash. */
+static bool take_line(char *line, const char **argv, int *argc_p) {
+    bool more = false;
+    for (char *at = line; *(at += strspn(at, " "));) {
+        size_t length = strcspn(at, " ");
+        bool end = !at[length];
+        at[length] = 0;
+        if (!strcmp(at, "\\"))
+            more = true;
+        else
+            argv[(*argc_p)++] = at;
+        at += length + !end;
+    }
+    return more;
+}
+
+TEST(every_example_of_help_recompute_is_taken) {
+    static const struct config_module modules[] = {
+        {"core_attn", true, NULL}, {"layernorm", true, NULL}, {"mlp", true, NULL}};
+    const char *argv[64] = {"pretrain_gpt", SMALL, "--num-layers", "32", "--global-batch-size", "64"};
+    int first = 0, argc, examples = 0;
+    while (argv[first]) first++;
+    argc = first;
+    char *text = printed(print_recompute_help);
+    for (char *line = text, *next; *line; line = next) {
+        next = line + strcspn(line, "\n");
+        if (*next) *next++ = 0;
+        if (strncmp(line, "         --", 11)) continue;
+        if (take_line(line, argv, &argc)) continue;
+        EXPECT(!config_parse(argc, argv, &cfg, &err), "%s", err.text);
+        cfg.running_ranks = cfg.tensor_model_parallel_size * cfg.pipeline_model_parallel_size;
+        EXPECT(!config_validate(&cfg, modules, ARRAY_COUNT(modules), &err), "%s: %s", argv[first], err.text);
+        EXPECT(cfg.recompute_granularity != CONFIG_UNSET_CHOICE, "%s recomputes nothing", argv[first]);
+        config_free(&cfg);
+        examples++;
+        argc = first;
+    }
+    EXPECT_EQ(examples, 11);
+    free(text);
+}
+
 RUN_TESTS(CASE(the_table_of_arguments_shows_each_value_and_its_origin),
           CASE(json_reads_back_as_the_same_model), CASE(every_value_of_the_json_is_the_value_of_the_field),
           CASE(the_command_line_wins_over_the_checkpoint),
           CASE(a_damaged_checkpoint_config_is_refused_by_name),
           CASE(the_hash_changes_with_what_shapes_the_result_and_with_nothing_else),
           CASE(help_names_every_flag_with_its_default),
-          CASE(no_two_flags_share_a_spelling_and_none_is_also_refused), CASE(docs_flags_md_is_up_to_date))
+          CASE(no_two_flags_share_a_spelling_and_none_is_also_refused), CASE(docs_flags_md_is_up_to_date),
+          CASE(every_example_of_help_recompute_is_taken))

@@ -7,13 +7,16 @@
 
 struct attention_attributes {
     struct attention_shape shape;
+    struct attention_window window;
     float scale, dropout;
 };
 
 static struct attention_attributes attributes_of(const struct model *m) {
-    return (struct attention_attributes){{m->seq, m->micro_batch, m->heads, m->groups, m->head_dim},
-                                         (float)(1.0 / sqrt((double)m->head_dim)),
-                                         m->attention_dropout};
+    return (struct attention_attributes){
+        {model_seq(m), m->micro_batch, model_heads(m), model_groups(m), m->head_dim},
+        {.first_head = model_heads(m) * m->tp_rank, .heads = m->heads, .seq = m->seq},
+        (float)(1.0 / sqrt((double)m->head_dim)),
+        m->attention_dropout};
 }
 
 /* ---- qkv_split: backward reads qkv only for QK norm ---- */
@@ -90,13 +93,15 @@ void op_add_qkv_split(struct program *p, const struct model *m, int qkv, int qkv
                                           .per_layer = true,
                                           .num_dims = 1,
                                           .dims = {m->head_dim},
+                                          .shard.full = {m->head_dim, 1},
+                                          .sum_over_tensor = m->tp > 1,
                                           .init = zero ? PARAM_INIT_ZERO : PARAM_INIT_ONE,
                                           .forms = PARAM_FORM_PLAIN});
     }
     for (int i = 0; i < 3; i++)
-        qkv_out[i] =
-            program_output(p, op, names[i], m->dtype, 4,
-                           (int64_t[]){m->micro_batch, i ? m->groups : m->heads, m->seq, m->head_dim}, true);
+        qkv_out[i] = program_output(
+            p, op, names[i], m->dtype, 4,
+            (int64_t[]){m->micro_batch, i ? s.shape.g : s.shape.a, s.shape.s, m->head_dim}, true);
 }
 
 /* ---- fused attention: backward reads q, k, v, the output and the log-sum-exp ---- */
@@ -105,8 +110,9 @@ static void flash_forward(struct run *r, const struct op *o) {
     const struct attention_attributes *a = o->attributes;
     KERNEL_CALL(attention_forward, r->stream, .o = run_tensor(r, o->out[0]), .lse = run_tensor(r, o->out[1]),
                 .q = run_tensor(r, o->in[0]), .k = run_tensor(r, o->in[1]), .v = run_tensor(r, o->in[2]),
-                .shape = a->shape, .scale = a->scale, .dropout = r->training ? a->dropout : 0,
-                .key = run_rng(r, o), .causal = true, .dtype = run_info(r, o->in[0])->dtype);
+                .shape = a->shape, .window = a->window, .scale = a->scale,
+                .dropout = r->training ? a->dropout : 0, .key = run_rng(r, o), .causal = true,
+                .dtype = run_info(r, o->in[0])->dtype);
 }
 
 static void flash_backward(struct run *r, const struct op *o) {
@@ -114,8 +120,9 @@ static void flash_backward(struct run *r, const struct op *o) {
     KERNEL_CALL(attention_backward, r->stream, .dq = run_grad(r, o->in[0]), .dk = run_grad(r, o->in[1]),
                 .dv = run_grad(r, o->in[2]), .d_o = run_grad(r, o->out[0]), .o = run_tensor(r, o->out[0]),
                 .lse = run_tensor(r, o->out[1]), .q = run_tensor(r, o->in[0]), .k = run_tensor(r, o->in[1]),
-                .v = run_tensor(r, o->in[2]), .shape = a->shape, .scale = a->scale, .dropout = a->dropout,
-                .key = run_rng(r, o), .causal = true, .dtype = run_info(r, o->in[0])->dtype);
+                .v = run_tensor(r, o->in[2]), .shape = a->shape, .window = a->window, .scale = a->scale,
+                .dropout = a->dropout, .key = run_rng(r, o), .causal = true,
+                .dtype = run_info(r, o->in[0])->dtype);
 }
 
 static const struct op_def op_attention = {
@@ -124,14 +131,16 @@ static const struct op_def op_attention = {
 
 static int add_context_output(struct program *p, const struct model *m, int op) {
     return program_output(p, op, "core_attention", m->dtype, 3,
-                          (int64_t[]){m->seq, m->micro_batch, m->heads * m->head_dim}, true);
+                          (int64_t[]){model_seq(m), m->micro_batch, model_heads(m) * m->head_dim}, true);
 }
 
 int op_add_attention(struct program *p, const struct model *m, const int qkv[3]) {
     struct attention_attributes a = attributes_of(m);
     int op = program_op(p, &op_attention, "attention", qkv, 3, &a, sizeof(a));
+    program_draws_random(p, op);
     int o = add_context_output(p, m, op);
-    program_output(p, op, "log_sum_exp", DTYPE_F32, 3, (int64_t[]){m->micro_batch, m->heads, m->seq}, false);
+    program_output(p, op, "log_sum_exp", DTYPE_F32, 3, (int64_t[]){m->micro_batch, a.shape.a, a.shape.s},
+                   false);
     return o;
 }
 
@@ -190,7 +199,7 @@ static const struct op_def op_context = {"attention_context", context_forward, c
 
 int op_add_attention_unfused(struct program *p, const struct model *m, const int qkv[3]) {
     struct attention_attributes a = attributes_of(m);
-    int64_t square[] = {m->micro_batch, m->heads, m->seq, m->seq};
+    int64_t square[] = {m->micro_batch, a.shape.a, a.shape.s, a.shape.s};
     int op = program_op(p, &op_scores, "attention_scores", qkv, 2, &a, sizeof(a));
     int scores = program_output(p, op, "attention_scores", m->dtype, 4, square, true);
     op = program_op(p, &op_softmax, "softmax", &scores, 1, NULL, 0);

@@ -41,6 +41,8 @@ int op_add_norm(struct program *p, const struct model *m, int x, const char *nam
                               .per_layer = per_layer,
                               .num_dims = 1,
                               .dims = {m->hidden},
+                              .shard.full = {m->hidden, 1},
+                              .sum_over_tensor = model_splits_sequence(m),
                               .init = m->zero_centered ? PARAM_INIT_ZERO : PARAM_INIT_ONE,
                               .forms = PARAM_FORM_PLAIN};
     snprintf(full, sizeof(full), "%s.weight", prefix);
@@ -50,5 +52,6 @@ int op_add_norm(struct program *p, const struct model *m, int x, const char *nam
         snprintf(full, sizeof(full), "%s.bias", prefix);
         program_param(p, op, info);
     }
-    return program_output(p, op, name, m->dtype, 3, (int64_t[]){m->seq, m->micro_batch, m->hidden}, true);
+    return program_output(p, op, name, m->dtype, 3, (int64_t[]){model_rows(m), m->micro_batch, m->hidden},
+                          true);
 }

@@ -1,0 +1,70 @@
+#include "core/train/ranks.h"
+#include "core/base/mem.h"
+#include <stdio.h>
+#include <string.h>
+
+int ranks_mesh(const struct config *cfg, int rank, struct mesh *mesh, struct err *err) {
+    int tensor = (int)cfg->tensor_model_parallel_size, groups = (int)cfg->num_query_groups;
+    struct mesh_shape shape = {.world = (int)cfg->world_size,
+                               .tensor = tensor,
+                               .context = (int)cfg->context_parallel_size,
+                               .pipeline = (int)cfg->pipeline_model_parallel_size,
+                               .expert = (int)cfg->expert_model_parallel_size,
+                               .expert_tensor = config_is_set(cfg, expert_tensor_parallel_size)
+                                                    ? (int)cfg->expert_tensor_parallel_size
+                                                    : tensor,
+                               .optimizer_instances = (int)cfg->num_distributed_optimizer_instances,
+                               .kv_replicas = tensor > groups ? tensor / groups : 1,
+                               .pp_before_dp = cfg->use_tp_pp_dp_mapping};
+    return mesh_init(mesh, &shape, rank, err);
+}
+
+int ranks_open(struct ranks *r, struct err *err) {
+    *r = (struct ranks){.size = 1};
+    if (comm_world_open(&r->world, err)) return -1;
+    r->rank = comm_world_rank(r->world);
+    r->size = comm_world_size(r->world);
+    return 0;
+}
+
+/* Every rank opens its groups in this order. */
+int ranks_open_groups(struct ranks *r, const struct config *cfg, struct err *err) {
+    struct {
+        enum mesh_group group;
+        struct comm **comm_p;
+    } groups[] = {{MESH_WORLD, &r->comms.world},       {MESH_TENSOR, &r->comms.tensor},
+                  {MESH_CONTEXT, &r->comms.context},   {MESH_PIPELINE, &r->comms.pipeline},
+                  {MESH_DATA_CONTEXT, &r->comms.data}, {MESH_EMBEDDING, &r->comms.embedding},
+                  {MESH_KV_REPLICAS, &r->comms.kv}};
+    if (ranks_mesh(cfg, r->rank, &r->mesh, err)) return -1;
+    comm_world_set_timeout(r->world, 60.0 * (double)cfg->distributed_timeout_minutes);
+    int *members = mem_new_array(int, (size_t)r->size, "ranks of a group");
+    for (size_t i = 0; i < ARRAY_COUNT(groups); i++) {
+        int index, count = mesh_group_ranks(&r->mesh, groups[i].group, members, &index);
+        *groups[i].comm_p = comm_open(r->world, mesh_group_name(groups[i].group), members, count);
+    }
+    mem_free(members);
+    return 0;
+}
+
+void ranks_close(struct ranks *r) {
+    struct comm *comms[] = {r->comms.world, r->comms.tensor,    r->comms.context, r->comms.pipeline,
+                            r->comms.data,  r->comms.embedding, r->comms.kv};
+    for (size_t i = 0; i < ARRAY_COUNT(comms); i++) comm_close(comms[i]);
+    comm_world_close(r->world);
+    *r = (struct ranks){0};
+}
+
+int ranks_agree(const struct ranks *r, int status, struct err *err) {
+    if (!r || !r->comms.world || r->size == 1) return status;
+    int64_t first_failed = status ? r->rank : r->size;
+    comm_all_reduce(r->comms.world, &first_failed, 1, COMM_I64, COMM_MIN);
+    if (first_failed == r->size) return 0;
+    comm_broadcast(r->comms.world, err->text, sizeof(err->text), COMM_U8, (int)first_failed);
+    return -1;
+}
+
+double ranks_max(const struct ranks *r, double value) {
+    if (r && r->comms.world) comm_all_reduce(r->comms.world, &value, 1, COMM_F64, COMM_MAX);
+    return value;
+}

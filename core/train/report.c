@@ -1,0 +1,172 @@
+/* What the ranks tell each other after an iteration, and the lines that rank 0 makes of it. */
+#include "core/base/mem.h"
+#include "core/train/trainer.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { WORD_PEAK, WORD_ACTIVATIONS, WORD_RECOMPUTE_SECONDS, WORD_BUSY_SECONDS };
+
+static size_t fixed_bytes(const struct plan *plan) {
+    return plan->activations - plan->fixed_bytes[CATEGORY_ACTIVATIONS];
+}
+
+/* Seconds that this rank stood still for others, since the last call. */
+static double waited_seconds(const struct trainer *t) {
+    if (!t->ranks) return 0;
+    const struct executor_comms *c = &t->ranks->comms;
+    struct comm *const comms[] = {c->world, c->tensor, c->context, c->pipeline, c->data, c->embedding, c->kv};
+    double seconds = 0;
+    for (size_t i = 0; i < ARRAY_COUNT(comms); i++) {
+        for (int kind = 0; kind < COMM_KIND_COUNT; kind++)
+            seconds += comm_stats(comms[i], (enum comm_kind)kind)->wait_seconds;
+        comm_reset_stats(comms[i]);
+    }
+    return seconds;
+}
+
+/* Every rank's words on every rank. */
+static void exchange(struct trainer *t, double seconds) {
+    int rank = t->ranks ? t->ranks->rank : 0;
+    double *own = t->rank_reports + (ptrdiff_t)rank * RANK_REPORT_WORDS;
+    own[WORD_PEAK] = (double)t->executor.high_water;
+    own[WORD_ACTIVATIONS] = (double)(t->executor.high_water - fixed_bytes(&t->setup.plan));
+    own[WORD_RECOMPUTE_SECONDS] = t->executor.phase_seconds[PHASE_RECOMPUTE];
+    own[WORD_BUSY_SECONDS] = fmax(seconds - waited_seconds(t), 0);
+    if (t->ranks) comm_all_gather(t->ranks->comms.world, t->rank_reports, RANK_REPORT_WORDS, COMM_F64);
+}
+
+static int largest_rank(const struct trainer *t, int word) {
+    int best = 0, size = t->ranks ? t->ranks->size : 1;
+    for (int i = 1; i < size; i++)
+        if (t->rank_reports[i * RANK_REPORT_WORDS + word] > t->rank_reports[best * RANK_REPORT_WORDS + word])
+            best = i;
+    return best;
+}
+
+static struct metrics_memory memory_of(const struct trainer *t) {
+    const struct plan *plan = &t->setup.plan;
+    int rank = largest_rank(t, WORD_PEAK);
+    const double *words = t->rank_reports + (ptrdiff_t)rank * RANK_REPORT_WORDS;
+    return (struct metrics_memory){.allocated = plan->activations,
+                                   .peak_allocated = (uint64_t)words[WORD_PEAK],
+                                   .reserved = t->arena.bytes,
+                                   .peak_reserved = t->arena.bytes,
+                                   .peak_activation = (uint64_t)words[WORD_ACTIVATIONS],
+                                   .blocks = 1,
+                                   .peak_rank = rank};
+}
+
+/* ---- who is slow ---- */
+
+static double busy_seconds(const struct trainer *t, int rank) {
+    return t->rank_reports[rank * RANK_REPORT_WORDS + WORD_BUSY_SECONDS];
+}
+
+/* Ranks from the slowest on; equal ones by number. A selection: few are shown. */
+static int next_slowest(const struct trainer *t, int after) {
+    int best = -1;
+    for (int i = 0; i < t->ranks->size; i++) {
+        double here = busy_seconds(t, i);
+        if (after >= 0) {
+            double last = busy_seconds(t, after);
+            if (here > last || (here == last && i <= after)) continue;
+        }
+        if (best < 0 || here > busy_seconds(t, best)) best = i;
+    }
+    return best;
+}
+
+static int by_seconds(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Time that a rank computed, without waiting for others: the slowest rank is the one that they wait for. One
+ * is named, or with --log-straggler as many as --straggler-minmax-count says. */
+static void print_stragglers(const struct trainer *t, FILE *out) {
+    int size = t->ranks ? t->ranks->size : 1;
+    int64_t count = t->cfg->log_straggler ? t->cfg->straggler_minmax_count : 1;
+    if (size == 1) return;
+    for (int i = 0; i < size; i++) t->busy_sorted[i] = busy_seconds(t, i);
+    qsort(t->busy_sorted, (size_t)size, sizeof(double), by_seconds);
+    fprintf(out, " rank times without waiting (ms): min %.1f | median %.1f | max %.1f | slowest:",
+            1e3 * t->busy_sorted[0], 1e3 * t->busy_sorted[size / 2], 1e3 * t->busy_sorted[size - 1]);
+    for (int64_t k = 0, rank = -1; k < count && k < size; k++) {
+        rank = next_slowest(t, (int)rank);
+        fprintf(out, "%s rank %d on %s", k ? "," : "", (int)rank, t->hosts + rank * RANK_HOST_BYTES);
+    }
+    fputc('\n', out);
+}
+
+/* ---- the iteration line ---- */
+
+bool report_iteration(struct trainer *t, const struct step_result *r, int64_t batch_size, double seconds) {
+    const struct plan *plan = &t->setup.plan;
+    double share = (double)r->micro_batches / plan->request.micro_batches;
+    uint64_t params_hash = t->cfg->log_params_hash ? update_params_hash(&t->executor) : 0;
+    exchange(t, seconds);
+    if (!t->metrics) return false;
+    struct metrics_record record = {
+        .iteration = t->state.iteration,
+        .consumed_samples = t->state.consumed_samples,
+        .skipped_samples = t->state.skipped_samples,
+        .global_batch_size = batch_size,
+        .tokens = r->tokens,
+        .seconds = seconds,
+        .learning_rate = r->learning_rate,
+        .lm_loss = r->lm_loss,
+        .skipped = r->skipped,
+        .loss_scale = t->state.loss_scale.scale,
+        .grad_norm = r->grad_norm,
+        .params_norm = r->params_norm,
+        .num_zeros = r->num_zeros,
+        .model_flops = flops_of_batch(&t->flops, (double)batch_size),
+        .hardware_flops = t->world_gemm_flops * share,
+        .recompute_seconds = t->rank_reports[largest_rank(t, WORD_RECOMPUTE_SECONDS) * RANK_REPORT_WORDS +
+                                             WORD_RECOMPUTE_SECONDS],
+        .max_attention_logit = -1,
+        .memory = memory_of(t),
+        .has_params_hash = t->cfg->log_params_hash,
+        .params_hash = params_hash};
+    bool printed = metrics_iteration(t->metrics, &record);
+    bool first_reports =
+        t->state.iteration <= t->start_iteration + 1 ||
+        (config_is_set(t->cfg, log_memory_interval) && t->state.iteration % t->cfg->log_memory_interval == 0);
+    if (printed && first_reports)
+        metrics_memory_report(stdout, record.memory.peak_rank, t->state.iteration, &record.memory);
+    if (printed) timers_report(t->timers, (double)t->cfg->log_interval, stdout);
+    if (printed) print_stragglers(t, stdout);
+    return printed;
+}
+
+/* ---- the map of layers ---- */
+
+static bool is_recomputed(const struct trainer *t, int stage, int chunk, int layer) {
+    const struct pipeline_chunk *part = &t->setup.split[chunk * t->setup.plan.request.layout.stages + stage];
+    struct recompute_group *groups =
+        mem_new_array(struct recompute_group, (size_t)part->num_layers + 1, "recompute groups");
+    struct recompute_chunk place = {stage, chunk, part->first_layer, part->num_layers};
+    int count = recompute_groups(&t->setup.plan.request.recompute, &place, groups), at = part->first_layer;
+    bool selected = false;
+    for (int i = 0; i < count; at += groups[i++].num_layers)
+        if (layer >= at && layer < at + groups[i].num_layers) selected = groups[i].selected != 0;
+    mem_free(groups);
+    return selected;
+}
+
+void report_layers(const struct trainer *t, FILE *out) {
+    const struct plan_layout *l = &t->setup.plan.request.layout;
+    int layers = (int)t->setup.plan.request.model.layers, found = 0;
+    if (l->stages == 1) return;
+    fprintf(out, "layers of each stage and chunk (r: recomputed):\n");
+    for (int stage = 0; stage < l->stages; stage++)
+        for (int chunk = 0; chunk < l->chunks; chunk++) {
+            const struct pipeline_chunk *part = &t->setup.split[chunk * l->stages + stage];
+            fprintf(out, "  stage %d chunk %d:%s", stage, chunk, part->embedding ? " embedding" : "");
+            for (int i = part->first_layer; i < part->first_layer + part->num_layers; i++, found++)
+                fprintf(out, " %d%s", i, is_recomputed(t, stage, chunk, i) ? "r" : "");
+            fprintf(out, "%s\n", part->head ? " head" : "");
+        }
+    CHECK(found == layers, "%d layers are on the stages, the model has %d", found, layers);
+}
