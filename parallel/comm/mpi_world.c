@@ -159,7 +159,7 @@ static void mpi_close(struct comm *comm) {
 static void abort_all(int status) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec++; /* this thread or one that hangs may hold the lock; then go on without */
+    until.tv_sec++; /* a thread that hangs may hold the lock; then go on without */
     if (engine_to_abort) pthread_mutex_timedlock(&engine_to_abort->lock, &until);
     MPI_Abort(MPI_COMM_WORLD, status);
 }
@@ -195,7 +195,11 @@ static void engine_open(struct comm_world *world) {
     world->state = engine;
     engine->world = world;
     engine->spin_ns = choose_spin_ns(world);
-    pthread_mutex_init(&engine->lock, NULL);
+    pthread_mutexattr_t checked; /* whoever dies with the lock held is told so at once, see abort_all */
+    pthread_mutexattr_init(&checked);
+    pthread_mutexattr_settype(&checked, PTHREAD_MUTEX_ERRORCHECK);
+    pthread_mutex_init(&engine->lock, &checked);
+    pthread_mutexattr_destroy(&checked);
     pthread_condattr_init(&clock);
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
     pthread_cond_init(&engine->wake, &clock);
