@@ -30,7 +30,7 @@ struct plan_layout {
     bool late_receive;
     int data, data_rank; /* ranks that share gradients (data x context parallel), and this one */
     enum plan_sharding sharding;
-    int num_buckets;               /* when not 0: buckets of about so many parts of all parameters */
+    int num_buckets;           /* when not 0: buckets of about so many parts of all parameters */
     int64_t bucket_elements;   /* a bucket closes when it holds so many; 0: one per chunk */
     bool overlap_param_gather; /* one gather runs ahead of its use: a second staging buffer */
     bool distribute_saved;     /* recomputed segments keep a tensor-parallel share of their input */
@@ -127,7 +127,7 @@ struct plan_chunk {
     int first_segment, num_segments;
     int first_layer, num_layers;
     bool embedding, head;
-    int first_slot, num_slots;
+    int first_slot, num_slots; /* unless slots are shared */
     size_t slot_bytes;
 };
 
@@ -161,6 +161,7 @@ struct plan {
 
     struct plan_list *lists; /* training lists, the longest first, then evaluation */
     int num_lists;
+    bool shares_slots; /* any chunk may use any slot: fewer are needed, each as large as its largest user */
     int num_slots;
 
     size_t fixed_bytes[CATEGORY_COUNT];
@@ -181,7 +182,8 @@ struct plan {
     int peak_segment;               /* where the peak is reached, and in which direction */
     enum action_kind peak_kind;
     size_t peak_frame_bytes, peak_work_bytes;
-    size_t *peak_live_end; /* per slot: what is alive at the peak */
+    size_t *peak_live_end; /* per slot: what is alive at the peak, and of which chunk */
+    int *peak_chunk;
 
     double step_gemm_flops, step_flops, step_rerun_gemm_flops, step_rerun_flops, step_bytes;
     uint64_t hash;
@@ -211,6 +213,7 @@ int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p);
  * executor to find the work area. */
 struct frame_tracker {
     size_t *live_end; /* per slot, relative to the slot */
+    int *chunk;       /* per slot: whose frames they are */
     int num_slots;
 };
 void frames_open(struct frame_tracker *f, const struct plan *plan);

@@ -101,11 +101,12 @@ struct op {
     int num_in, num_out, num_params;
     int in[OP_MAX_IN], out[OP_MAX_OUT], param[OP_MAX_PARAMS];
     unsigned backward_reads_in, backward_reads_out, grad_in, passes_grad, weight_reads_in;
-    int grad_of_in0_lives_in; /* tensor whose storage holds the gradient of in[0], or -1 */
-    int scope;                /* innermost module instance, -1 for none */
-    int layer;                /* layer of the segment, from 0 */
-    uint16_t rng_op;          /* names this op's random numbers within its layer (program_draws_random) */
-    void *attributes;         /* the op's own struct, owned by the program */
+    unsigned backward_scratch_out; /* outputs that forward leaves alone and backward uses as scratch */
+    int grad_of_in0_lives_in;      /* tensor whose storage holds the gradient of in[0], or -1 */
+    int scope;                     /* innermost module instance, -1 for none */
+    int layer;                     /* layer of the segment, from 0 */
+    uint16_t rng_op;  /* names this op's random numbers within its layer (program_draws_random) */
+    void *attributes; /* the op's own struct, owned by the program */
 };
 
 /* One instance of a recompute module: the ops between a begin and its end. */

@@ -337,36 +337,25 @@ static void compute(struct executor *e, const struct action *a, const struct mic
     for (int i = 0; i < n; i++) run_segment(e, a, chunk->first_segment + (forward ? i : n - 1 - i), batch);
 }
 
-/* Tells messages of one pair of stages apart: the border between virtual stages that it crosses, and the
- * micro-batch. */
-static int tag_of(const struct executor *e, const struct action *a) {
-    const struct plan_layout *l = &e->plan->request.layout;
-    int stage = a->chunk * l->stages + l->stage;
-    bool backward = a->kind == ACTION_SEND_BACKWARD || a->kind == ACTION_RECEIVE_BACKWARD;
-    bool above = a->kind == ACTION_SEND_FORWARD || a->kind == ACTION_RECEIVE_BACKWARD;
-    int border = above ? stage : stage - 1, borders = l->stages * e->plan->num_chunks;
-    return ((a->micro_batch * borders + border) * 2 + backward) % (COMM_MAX_TAG + 1);
-}
-
 static void communicate(struct executor *e, const struct action *a) {
     const struct plan *plan = e->plan;
     int64_t bytes = (int64_t)plan_hidden_bytes(plan);
     switch (a->kind) {
     case ACTION_RECEIVE_FORWARD:
         e->receives[a->buffer] = comm_start_receive(
-            e->comms.pipeline, executor_at(e, plan->receive[a->buffer]), bytes, a->peer, tag_of(e, a));
+            e->comms.pipeline, executor_at(e, plan->receive[a->buffer]), bytes, a->peer, a->tag);
         return;
     case ACTION_RECEIVE_BACKWARD:
         e->grad_receives[a->buffer] = comm_start_receive(
-            e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer, tag_of(e, a));
+            e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer, a->tag);
         return;
     case ACTION_SEND_FORWARD:
-        e->sends[a->buffer] = comm_start_send(e->comms.pipeline, executor_at(e, plan->send[a->buffer]), bytes,
-                                              a->peer, tag_of(e, a));
+        e->sends[a->buffer] =
+            comm_start_send(e->comms.pipeline, executor_at(e, plan->send[a->buffer]), bytes, a->peer, a->tag);
         return;
     case ACTION_SEND_BACKWARD:
         e->grad_sends[a->buffer] = comm_start_send(
-            e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer, tag_of(e, a));
+            e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer, a->tag);
         return;
     case ACTION_WAIT_SEND_FORWARD:
         comm_wait(e->sends[a->buffer]);

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { WORD_PEAK, WORD_ACTIVATIONS, WORD_RECOMPUTE_SECONDS, WORD_BUSY_SECONDS };
+enum { WORD_PEAK, WORD_ACTIVATIONS, WORD_RECOMPUTE_SECONDS, WORD_BUSY_SECONDS, WORD_WAIT_SECONDS };
 
 static size_t fixed_bytes(const struct plan *plan) {
     return plan->activations - plan->fixed_bytes[CATEGORY_ACTIVATIONS];
@@ -32,7 +32,8 @@ static void exchange(struct trainer *t, double seconds) {
     own[WORD_PEAK] = (double)t->executor.high_water;
     own[WORD_ACTIVATIONS] = (double)(t->executor.high_water - fixed_bytes(&t->setup.plan));
     own[WORD_RECOMPUTE_SECONDS] = t->executor.phase_seconds[PHASE_RECOMPUTE];
-    own[WORD_BUSY_SECONDS] = fmax(seconds - waited_seconds(t), 0);
+    own[WORD_WAIT_SECONDS] = waited_seconds(t);
+    own[WORD_BUSY_SECONDS] = fmax(seconds - own[WORD_WAIT_SECONDS], 0);
     if (t->ranks) comm_all_gather(t->ranks->comms.world, t->rank_reports, RANK_REPORT_WORDS, COMM_F64);
 }
 
@@ -127,6 +128,10 @@ bool report_iteration(struct trainer *t, const struct step_result *r, int64_t ba
                                              WORD_RECOMPUTE_SECONDS],
         .max_attention_logit = -1,
         .memory = memory_of(t),
+        .rank_peaks = t->ranks && t->ranks->size > 1 ? t->rank_reports + WORD_PEAK : NULL,
+        .rank_peaks_stride = RANK_REPORT_WORDS,
+        .exposed_communication_seconds =
+            t->rank_reports[largest_rank(t, WORD_WAIT_SECONDS) * RANK_REPORT_WORDS + WORD_WAIT_SECONDS],
         .has_params_hash = t->cfg->log_params_hash,
         .params_hash = params_hash};
     bool printed = metrics_iteration(t->metrics, &record);

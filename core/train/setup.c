@@ -72,7 +72,16 @@ static int split_layers(struct setup *s, const struct config *cfg, struct err *e
         options.last_layers = (int)cfg->decoder_last_pipeline_num_layers;
     s->split =
         mem_new_array(struct pipeline_chunk, (size_t)(options.stages * options.chunks), "pipeline split");
-    return pipeline_split(&options, s->split, err);
+    if (pipeline_split(&options, s->split, err)) return -1;
+    for (int i = 0; i < options.stages * options.chunks; i++) {
+        const struct pipeline_chunk *c = &s->split[i];
+        if (!c->num_layers && !c->embedding && !c->head)
+            return err_set(err,
+                           "--pipeline-model-parallel-layout: chunk %d of stage %d holds nothing: give every "
+                           "stage a layer, the embedding or the loss",
+                           i / options.stages, i % options.stages);
+    }
+    return 0;
 }
 
 static const struct schedule *schedule_from_config(const struct config *cfg) {
@@ -163,9 +172,6 @@ int setup_open(struct setup *s, const struct config *cfg, int rank, struct err *
     if (cfg->device == DEVICE_CUDA)
         return err_set(err, "--device cuda: this build has no CUDA backend; use --device cpu or auto");
     if (ranks_mesh(cfg, rank, &mesh, err)) return -1;
-    if (mesh.shape.context > 1)
-        return err_set(err, "--context-parallel-size %d: this version splits no sequence; use 1",
-                       mesh.shape.context);
     if (find_vocabulary(s, cfg, err) || split_layers(s, cfg, err)) return -1;
     s->threads = threads_open(config_is_set(cfg, cpu_threads) ? (int)cfg->cpu_threads : 0);
     request.threads = s->threads;

@@ -91,10 +91,7 @@ static void make_bucket_forms(struct executor *e, int bucket, const char *stagin
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
         if (p->bucket != bucket) continue;
-        if (staging)
-            make_forms(e, i, staging + (size_t)p->offset * dtype_bytes(dtype), dtype);
-        else
-            make_forms(e, i, executor_at(e, p->master), DTYPE_F32);
+        make_forms(e, i, staging + (size_t)p->offset * dtype_bytes(dtype), dtype);
     }
 }
 
@@ -194,15 +191,27 @@ static void need_weights(struct executor *e, const struct action *a, int segment
     prefetch(e, next_unit(e, a, segment));
 }
 
+bool sync_is_local(const struct executor *e, int param) {
+    return !is_sharded(&e->plan->buckets[e->plan->params[param].bucket]);
+}
+
+void sync_pack_local(struct executor *e, int param) {
+    const struct plan_param *p = &e->plan->params[param];
+    pack(e, p, executor_at(e, p->master), DTYPE_F32, &e->views[param]);
+}
+
 void sync_weights_changed(struct executor *e) {
+    for (int i = 0; i < e->plan->num_params; i++)
+        if (sync_is_local(e, i)) make_forms(e, i, executor_at(e, e->plan->params[i].master), DTYPE_F32);
+    sync_shards_changed(e);
+}
+
+void sync_shards_changed(struct executor *e) {
     struct sync *s = e->sync;
     for (int i = 0; i < 2; i++) s->unit_weights[i] = NOBODY;
     for (int i = e->plan->num_buckets - 1; i >= 0; i--) {
         const struct plan_bucket *b = &e->plan->buckets[i];
-        if (!is_sharded(b))
-            make_bucket_forms(e, i, NULL);
-        else if (!b->gathers_weights)
-            s->stale[i] = true;
+        if (is_sharded(b) && !b->gathers_weights) s->stale[i] = true;
     }
     for (int i = e->plan->num_buckets - 1; i >= 0 && !s->overlap_gather; i--)
         if (s->stale[i]) fetch(e, i);

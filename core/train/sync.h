@@ -18,6 +18,12 @@ void sync_after_segment(struct executor *e, const struct action *a, int segment)
 /* Ends all reductions; afterwards the held gradients of every parameter are the sums over all ranks that make
  * parts of them. */
 void sync_finish_grads(struct executor *e);
+/* Whether the copies of a parameter are made from its own master, on this rank alone. */
+bool sync_is_local(const struct executor *e, int param);
+/* Packed copies of such a parameter, right after its update; the plain one has been written by AdamW. */
+void sync_pack_local(struct executor *e, int param);
+/* The held masters of all other parameters have changed: gathers them, at once or (overlap) when first needed. */
+void sync_shards_changed(struct executor *e);
 /* The held masters have changed (or were loaded): makes the copies that kernels read, gathering them where
  * masters are sharded: at once, or with overlap of gathers when they are first needed. */
 void sync_weights_changed(struct executor *e);

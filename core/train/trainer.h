@@ -82,6 +82,8 @@ struct trainer {
     uint64_t start_ns;
     struct checkpoint_tensor *tensors; /* what this rank holds */
     int num_tensors;
+    struct checkpoint_async *async;  /* --async-save, else NULL */
+    bool saving;                     /* a save runs in the background; the same on all ranks */
     struct checkpoint_shape *shapes; /* every tensor of the model */
     int num_shapes;
     struct str config_json;
@@ -103,7 +105,7 @@ int step_evaluate(struct trainer *t, struct loader *loader, double *loss_sum_p, 
 void step_diagnose(struct trainer *t, int64_t batch_size, struct str *out);
 
 /* report.c: what the ranks tell rank 0 after each iteration, and the lines made from it. */
-enum { RANK_REPORT_WORDS = 4, RANK_HOST_BYTES = 64 };
+enum { RANK_REPORT_WORDS = 5, RANK_HOST_BYTES = 64 };
 bool report_iteration(struct trainer *t, const struct step_result *r, int64_t batch_size, double seconds);
 /* At start: layer -> (stage, chunk, recomputed or kept). */
 void report_layers(const struct trainer *t, FILE *out);
@@ -112,4 +114,8 @@ void report_layers(const struct trainer *t, FILE *out);
 void state_open(struct trainer *t);
 void state_close(struct trainer *t);
 int state_load(struct trainer *t, struct err *err);
+/* With --async-save the save goes on in the background: state_poll puts it in force once all ranks have
+ * written, state_finish waits for that. A save that is still running is finished first. */
 int state_save(struct trainer *t, struct err *err);
+int state_poll(struct trainer *t, struct err *err);
+int state_finish(struct trainer *t, struct err *err);

@@ -106,18 +106,20 @@ void update_apply(struct executor *e, const struct update_options *o) {
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
         bool decays = p->decays || (p->is_qk_norm && o->decay_qk_norm);
+        bool is_local = sync_is_local(e, i);
         if (!p->held_count) continue;
         KERNEL_CALL(adamw, &e->stream, .master = executor_at(e, p->master), .m = executor_at(e, p->exp_avg),
                     .v = executor_at(e, p->exp_avg_sq), .grad = executor_at(e, p->held_grad),
-                    .n = p->held_count,
+                    .model = is_local && p->plain != SIZE_MAX ? executor_at(e, p->plain) : NULL, .n = p->held_count,
                     .learning_rate = (float)(p->is_embedding ? o->embedding_learning_rate : o->learning_rate),
                     .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = (float)o->epsilon,
                     .weight_decay = decays ? (float)o->weight_decay : 0,
                     .bias_correction1 = (float)(1 - pow(o->beta1, (double)o->step)),
                     .bias_correction2 = (float)(1 - pow(o->beta2, (double)o->step)),
                     .grad_scale = o->grad_scale, .model_dtype = plan->request.model.dtype);
+        if (is_local) sync_pack_local(e, i); /* while the master is in cache */
     }
-    sync_weights_changed(e);
+    sync_shards_changed(e);
 }
 
 /* One term per element, of its name, place and bits; their sum does not depend on who holds what. Rows that

@@ -142,7 +142,7 @@ TEST(check_and_cost_state_the_shape) {
     EXPECT_EQ(embedding_forward_cost(&a).bytes, 2 * 24 * 2 + 6 * 4); /* row in, row out, one id */
     a.position_weight = &a;
     EXPECT_CONTAINS(embedding_forward_check(&a), "max_positions");
-    a.vocab = 0;
+    a.vocab = 0, a.weight = &a;
     EXPECT_CONTAINS(embedding_forward_check(&a), "vocab");
 }
 
