@@ -67,7 +67,7 @@ static void bench_overlap(void *buf, int64_t bytes) {
     double alone = best_of(COMM_KIND_REDUCE_SCATTER, buf, bytes, COMM_F32);
     for (int factor = 0; factor <= 2; factor++) {
         double best = 1e30;
-        for (int i = 0; i < 5; i++) {
+        for (int i = 0; i < 20; i++) {
             comm_barrier(all);
             struct comm_request *request =
                 comm_start_reduce_scatter(all, buf, bytes / 4 / comm_size(all), COMM_F32);
