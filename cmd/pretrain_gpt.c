@@ -15,11 +15,10 @@ static int usage_error(const struct ranks *ranks, const struct err *err) {
 
 static void list_modules(struct config_module *modules) {
     for (int i = 0; i < MODULE_COUNT; i++)
-        modules[i] =
-            (struct config_module){recompute_module_info(i)->name, !recompute_module_info(i)->is_internal,
-                                   i == MODULE_layer
-                                       ? "it is what full recompute selects; use --recompute-granularity full"
-                                       : "it is always recomputed"};
+        modules[i] = (struct config_module){
+            recompute_module_info(i)->name, !recompute_module_info(i)->is_internal,
+            i == MODULE_layer ? "it is what full recompute selects; use --recompute-granularity full"
+                              : "it is always recomputed"};
 }
 
 static int write_file(const char *path, const struct str *text, struct err *err) {
@@ -29,7 +28,8 @@ static int write_file(const char *path, const struct str *text, struct err *err)
     return 0;
 }
 
-/* Ranks of one pipeline stage have the same plan: the first of them is printed, all are listed in the JSON. */
+/* Ranks of one pipeline stage have the same plan: the first of them is printed, all are listed in the JSON.
+ */
 struct stage_plan {
     struct str json; /* empty: not planned yet */
     size_t bytes;
@@ -56,8 +56,8 @@ static int plan_stage(const struct config *cfg, int rank, struct stage_plan *out
 }
 
 /* --dry-run is the plan of every rank, printed. */
-static int plan_world(const struct config *cfg, struct stage_plan *stages, struct str *json, size_t *largest_p,
-                      struct err *err) {
+static int plan_world(const struct config *cfg, struct stage_plan *stages, struct str *json,
+                      size_t *largest_p, struct err *err) {
     int world = (int)cfg->world_size, largest_rank = 0;
     double flops = 0, rerun_flops = 0;
     str_puts(json, "{\"ranks\": [");
@@ -192,7 +192,8 @@ int main(int argc, char **argv) {
         status = usage_error(&ranks, &err);
     } else {
         if (cfg.version && ranks.rank == 0) puts(version_string());
-        if (!cfg.version && (ranks.rank > 0 || !config_answer(stdout, &cfg))) status = run(&cfg, &ranks, &err);
+        if (!cfg.version && (ranks.rank > 0 || !config_answer(stdout, &cfg)))
+            status = run(&cfg, &ranks, &err);
         config_free(&cfg);
     }
     ranks_close(&ranks);

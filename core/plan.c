@@ -4,8 +4,8 @@
 #include "core/base/mem.h"
 
 const char *plan_category_name(enum plan_category category) {
-    static const char *const names[CATEGORY_COUNT] = {
-        "weights", "gradients", "optimizer", "communication", "tables", "batch", "workspace", "activations"};
+    static const char *const names[CATEGORY_COUNT] = {"weights", "gradients", "optimizer", "communication",
+                                                      "tables",  "batch",     "workspace", "activations"};
     return names[category];
 }
 
@@ -117,10 +117,6 @@ static void make_lists(struct plan *plan) {
         for (int i = 0; i < r->num_other_counts; i++) add_list(plan, r->other_counts[i], false);
     }
     add_list(plan, r->eval_micro_batches ? r->eval_micro_batches : r->micro_batches, true);
-    for (int v = 0; v < plan->num_chunks; v++) {
-        plan->chunks[v].first_slot = plan->num_slots;
-        plan->num_slots += plan->chunks[v].num_slots;
-    }
 }
 
 const struct schedule_list *plan_actions(const struct plan *plan, int micro_batches) {
@@ -169,6 +165,7 @@ void plan_free(struct plan *plan) {
     mem_free(plan->receive);
     mem_free(plan->send);
     mem_free(plan->peak_live_end);
+    mem_free(plan->peak_chunk);
     *plan = (struct plan){0};
 }
 

@@ -1,14 +1,14 @@
 #pragma once
 /* The plan: everything about one rank that can be known without a device. A pure function of the
- * configuration and the rank: parameters and their shards, layer programs, recompute decisions, schedule, arena
- * map, FLOPs, bytes and messages. The dry run is the trainer stopped here; the trainer allocates exactly
- * plan->arena_bytes and runs the lists at the places that the plan gives.
+ * configuration and the rank: parameters and their shards, layer programs, recompute decisions, schedule,
+ * arena map, FLOPs, bytes and messages. The dry run is the trainer stopped here; the trainer allocates
+ * exactly plan->arena_bytes and runs the lists at the places that the plan gives.
  *
  * Arena map: fixed regions first (weights, gradients, optimizer state, buffers of communication, tables,
- * micro-batches, kernel workspace), then the activations: for each model chunk and each in-flight micro-batch a
- * slot that holds, segment after segment, the segment's input and its KEEP tensors; then, above everything that is
- * alive at that moment, the work area of the list being run. So the frames form a stack that backward takes down,
- * and logits are gone before the first layer is recomputed. */
+ * micro-batches, kernel workspace), then the activations: for each model chunk and each in-flight micro-batch
+ * a slot that holds, segment after segment, the segment's input and its KEEP tensors; then, above everything
+ * that is alive at that moment, the work area of the list being run. So the frames form a stack that backward
+ * takes down, and logits are gone before the first layer is recomputed. */
 #include "core/base/str.h"
 #include "core/model/model.h"
 #include "kernels/kernels.h"
@@ -17,7 +17,8 @@
 #include "recompute/policy.h"
 #include <stdio.h>
 
-/* What the ranks that compute the same parameters on different data share out among themselves (ZeRO 1, 2, 3). */
+/* What the ranks that compute the same parameters on different data share out among themselves (ZeRO 1, 2,
+ * 3). */
 enum plan_sharding { PLAN_SHARD_NONE, PLAN_SHARD_OPTIM, PLAN_SHARD_GRADS, PLAN_SHARD_PARAMS };
 
 /* Where this rank stands; all zero: one rank that does everything. */
@@ -29,9 +30,10 @@ struct plan_layout {
     bool late_receive;
     int data, data_rank; /* ranks that share gradients (data x context parallel), and this one */
     enum plan_sharding sharding;
-    int64_t bucket_elements;       /* a bucket closes when it holds so many; 0: one per chunk */
-    bool overlap_param_gather;     /* one gather runs ahead of its use: a second staging buffer */
-    bool distribute_saved;         /* recomputed segments keep a tensor-parallel share of their input */
+    int num_buckets;           /* when not 0: buckets of about so many parts of all parameters */
+    int64_t bucket_elements;   /* a bucket closes when it holds so many; 0: one per chunk */
+    bool overlap_param_gather; /* one gather runs ahead of its use: a second staging buffer */
+    bool distribute_saved;     /* recomputed segments keep a tensor-parallel share of their input */
 };
 
 /* What the plan is made from. */
@@ -61,8 +63,8 @@ enum plan_category {
 };
 const char *plan_category_name(enum plan_category category);
 
-/* One parameter of this rank. Its elements are those of the local shape, row-major; the optimizer shard of this
- * rank holds the elements [held_begin, held_begin + held_count) of them (all, unless sharded). */
+/* One parameter of this rank. Its elements are those of the local shape, row-major; the optimizer shard of
+ * this rank holds the elements [held_begin, held_begin + held_count) of them (all, unless sharded). */
 struct plan_param {
     char *name;
     int num_dims;
@@ -75,32 +77,34 @@ struct plan_param {
     bool is_qk_norm, is_vocabulary;
     bool sum_over_tensor; /* the gradient is a sum over tensor-parallel ranks */
     bool is_tied_copy;    /* first and last stage hold it: the gradient is a sum over both */
-    int chunk, first_segment; /* the lowest segment that uses it: after its last backward the gradient is complete */
+    int chunk,
+        first_segment; /* the lowest segment that uses it: after its last backward the gradient is complete */
     int bucket;
     int64_t offset; /* in the bucket, in elements */
     int64_t held_begin, held_count;
-    /* Of the held elements the first `counted` belong to this rank alone or first: sums over all ranks (norms,
-     * hashes, checkpoints) take them here and nowhere else. */
+    /* Of the held elements the first `counted` belong to this rank alone or first: sums over all ranks
+     * (norms, hashes, checkpoints) take them here and nowhere else. */
     int64_t counted;
     size_t master, exp_avg, exp_avg_sq, held_grad; /* arena offsets of the first held element */
     size_t grad; /* gradient of element 0: arena offset, or offset in the gradient unit buffer */
-    size_t plain, packed_forward, packed_backward; /* SIZE_MAX: not stored; in a unit: offset in the weight buffer */
+    size_t plain, packed_forward,
+        packed_backward; /* SIZE_MAX: not stored; in a unit: offset in the weight buffer */
 };
 
 /* Parameters whose gradients are reduced, and whose weights are gathered, in one message. Offsets are of fp32
- * elements. A bucket of a unit (ZeRO 2 and 3) is one segment's: its gradients live in one of two unit buffers while
- * that segment runs, its weights too with ZeRO 3. */
+ * elements. A bucket of a unit (ZeRO 2 and 3) is one segment's: its gradients live in one of two unit buffers
+ * while that segment runs, its weights too with ZeRO 3. */
 struct plan_bucket {
     int chunk;
-    int segment;           /* ready after the last backward of this segment; for a unit: its segment */
-    bool is_unit;          /* gradients are reduced after each micro-batch */
-    bool gathers_weights;  /* ZeRO 3: weights are gathered before each use */
-    int64_t elements;      /* with padding */
+    int segment;            /* ready after the last backward of this segment; for a unit: its segment */
+    bool is_unit;           /* gradients are reduced after each micro-batch */
+    bool gathers_weights;   /* ZeRO 3: weights are gathered before each use */
+    int64_t elements;       /* with padding */
     int64_t shard_elements; /* of each rank: elements / ranks that share */
-    size_t grad;           /* whole gradients; SIZE_MAX for a unit */
-    size_t grad_shard;     /* own slice of them, inside `grad` or (unit) by itself */
+    size_t grad;            /* whole gradients; SIZE_MAX for a unit */
+    size_t grad_shard;      /* own slice of them, inside `grad` or (unit) by itself */
     size_t master, exp_avg, exp_avg_sq; /* own slice */
-    size_t weight_bytes;   /* ZeRO 3: of its forms in the unit buffer */
+    size_t weight_bytes;                /* ZeRO 3: of its forms in the unit buffer */
 };
 
 enum segment_kind { SEGMENT_EMBEDDING, SEGMENT_LAYERS, SEGMENT_HEAD };
@@ -123,7 +127,7 @@ struct plan_chunk {
     int first_segment, num_segments;
     int first_layer, num_layers;
     bool embedding, head;
-    int first_slot, num_slots;
+    int first_slot, num_slots; /* unless slots are shared */
     size_t slot_bytes;
 };
 
@@ -157,26 +161,29 @@ struct plan {
 
     struct plan_list *lists; /* training lists, the longest first, then evaluation */
     int num_lists;
+    bool shares_slots; /* any chunk may use any slot: fewer are needed, each as large as its largest user */
     int num_slots;
 
     size_t fixed_bytes[CATEGORY_COUNT];
     size_t rotary_cos, rotary_sin, workspace, workspace_bytes, reductions;
-    size_t *boundary_grad;  /* gradient of a segment's output, then of its input; one, or as many as lists use */
+    size_t
+        *boundary_grad; /* gradient of a segment's output, then of its input; one, or as many as lists use */
     size_t *receive, *send; /* activations between stages */
     int num_boundary_grads, num_receives, num_sends;
-    size_t gather[2], gather_bytes;           /* staging of gathered weights, in the compute dtype */
+    size_t gather[2], gather_bytes;            /* staging of gathered weights, in the compute dtype */
     size_t unit_weights[2], unit_weight_bytes; /* ZeRO 3 */
     size_t unit_grads[2], unit_grad_bytes;     /* ZeRO 2 and 3 */
-    size_t full_input[2];   /* distribute_saved: whole inputs of the segment that runs and of the next */
+    size_t full_input[2]; /* distribute_saved: whole inputs of the segment that runs and of the next */
     size_t batch, batch_slot_bytes; /* per slot: tokens, positions, labels, loss mask; each s * b * 4 bytes */
     size_t activations;             /* arena offset of slot 0 */
     size_t *slot_base;              /* per slot, relative to activations */
-    size_t activation_bytes; /* peak of frames and work areas */
-    size_t arena_bytes;      /* everything: the predicted peak */
-    int peak_segment;        /* where the peak is reached, and in which direction */
+    size_t activation_bytes;        /* peak of frames and work areas */
+    size_t arena_bytes;             /* everything: the predicted peak */
+    int peak_segment;               /* where the peak is reached, and in which direction */
     enum action_kind peak_kind;
     size_t peak_frame_bytes, peak_work_bytes;
-    size_t *peak_live_end; /* per slot: what is alive at the peak */
+    size_t *peak_live_end; /* per slot: what is alive at the peak, and of which chunk */
+    int *peak_chunk;
 
     double step_gemm_flops, step_flops, step_rerun_gemm_flops, step_rerun_flops, step_bytes;
     uint64_t hash;
@@ -193,8 +200,8 @@ size_t plan_hidden_bytes(const struct plan *plan);
 /* Bytes of a saved layer input: a share of them with distribute_saved. */
 bool plan_is_distributed(const struct plan *plan, const struct plan_segment *segment);
 
-/* Names and shapes of every parameter of the whole model, in model order; what checkpoints list. Names are owned by the
- * caller (mem_free each), as is the array. Returns how many. */
+/* Names and shapes of every parameter of the whole model, in model order; what checkpoints list. Names are
+ * owned by the caller (mem_free each), as is the array. Returns how many. */
 struct plan_tensor {
     char *name;
     int num_dims;
@@ -206,6 +213,7 @@ int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p);
  * executor to find the work area. */
 struct frame_tracker {
     size_t *live_end; /* per slot, relative to the slot */
+    int *chunk;       /* per slot: whose frames they are */
     int num_slots;
 };
 void frames_open(struct frame_tracker *f, const struct plan *plan);
@@ -215,7 +223,8 @@ int frames_slot(const struct plan *plan, const struct action *action);
 /* Notes that a segment is about to run and returns the work area's offset, relative to plan->activations. */
 size_t frames_enter(struct frame_tracker *f, const struct plan *plan, const struct action *action,
                     int segment);
-/* Notes that backward of a segment is done: its frame is free (split schedules: after its weight gradients). */
+/* Notes that backward of a segment is done: its frame is free (split schedules: after its weight gradients).
+ */
 void frames_leave(struct frame_tracker *f, const struct plan *plan, const struct action *action, int segment);
 
 /* Reports (core/plan_print.c): the memory table, the recompute report with its warnings, and JSON. */

@@ -1,5 +1,5 @@
-/* Costs: every list, the optimizer and the packing of weights run once on the meta kernels, which add up FLOPs, bytes
- * and workspace; messages are counted by fake communicators. */
+/* Costs: every list, the optimizer and the packing of weights run once on the meta kernels, which add up
+ * FLOPs, bytes and workspace; messages are counted by fake communicators. */
 #include "core/plan_internal.h"
 #include "core/base/mem.h"
 #include "core/model/run.h"

@@ -4,7 +4,8 @@
 
 /* Reserves bytes of a fixed region and returns its arena offset. */
 size_t plan_take(struct plan *plan, enum plan_category category, size_t bytes);
-/* plan_params.c: parameters of all segments, buckets, and the places of weights, gradients and optimizer state. */
+/* plan_params.c: parameters of all segments, buckets, and the places of weights, gradients and optimizer
+ * state. */
 void plan_make_params(struct plan *plan);
 /* plan_cost.c: runs every list on the meta kernels. */
 void plan_measure_costs(struct plan *plan);

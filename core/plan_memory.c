@@ -13,39 +13,80 @@ static size_t input_bytes(const struct plan *plan, const struct plan_segment *s)
     return plan_is_distributed(plan, s) ? align_up(whole / (size_t)plan->request.model.tp) : whole;
 }
 
-void plan_place_frames(struct plan *plan) {
-    plan->slot_base = mem_new_array(size_t, (size_t)plan->num_slots + 1, "slots");
-    size_t base = 0;
-    for (int v = 0; v < plan->num_chunks; v++) {
-        struct plan_chunk *chunk = &plan->chunks[v];
-        size_t offset = 0;
-        for (int i = chunk->first_segment; i < chunk->first_segment + chunk->num_segments; i++) {
-            struct plan_segment *s = &plan->segments[i];
-            s->input_offset = offset;
-            s->frame_offset = offset + input_bytes(plan, s);
-            s->end_offset = offset = s->frame_offset + plan->compiled[s->compiled].frame_bytes;
-        }
-        for (int i = chunk->first_segment; i < chunk->first_segment + chunk->num_segments; i++) {
-            plan->segments[i].hold_offset = offset;
-            offset += plan->compiled[plan->segments[i].compiled].weight.work_bytes;
-        }
-        chunk->slot_bytes = offset;
-        for (int k = 0; k < chunk->num_slots; k++, base += chunk->slot_bytes)
-            plan->slot_base[chunk->first_slot + k] = base;
+static void place_chunk_frames(struct plan *plan, struct plan_chunk *chunk) {
+    size_t offset = 0;
+    for (int i = chunk->first_segment; i < chunk->first_segment + chunk->num_segments; i++) {
+        struct plan_segment *s = &plan->segments[i];
+        s->input_offset = offset;
+        s->frame_offset = offset + input_bytes(plan, s);
+        s->end_offset = offset = s->frame_offset + plan->compiled[s->compiled].frame_bytes;
     }
+    for (int i = chunk->first_segment; i < chunk->first_segment + chunk->num_segments; i++) {
+        plan->segments[i].hold_offset = offset;
+        offset += plan->compiled[plan->segments[i].compiled].weight.work_bytes;
+    }
+    chunk->slot_bytes = offset;
+}
+
+/* Slots of their own for each chunk: total bytes. */
+static size_t own_slots(struct plan *plan) {
+    size_t bytes = 0;
+    plan->num_slots = 0;
+    for (int v = 0; v < plan->num_chunks; v++) {
+        plan->chunks[v].first_slot = plan->num_slots;
+        plan->num_slots += plan->chunks[v].num_slots;
+        bytes += (size_t)plan->chunks[v].num_slots * plan->chunks[v].slot_bytes;
+    }
+    return bytes;
+}
+
+/* Sizes of slots that all chunks use in turn, each as large as the largest frame that any list puts there. */
+static size_t shared_slots(const struct plan *plan, size_t *sizes, int *count_p) {
+    size_t bytes = 0;
+    *count_p = 0;
+    for (int k = 0; k < plan->num_lists; k++) {
+        const struct schedule_list *list = &plan->lists[k].actions;
+        for (int i = 0; i < list->count; i++) {
+            const struct action *a = &list->actions[i];
+            if (a->kind != ACTION_FORWARD) continue;
+            size_t *size = &sizes[a->shared_slot], need = plan->chunks[a->chunk].slot_bytes;
+            if (a->shared_slot >= *count_p) *count_p = a->shared_slot + 1;
+            if (need > *size) bytes += need - *size, *size = need;
+        }
+    }
+    return bytes;
+}
+
+void plan_place_frames(struct plan *plan) {
+    int most = 1, shared_count;
+    for (int v = 0; v < plan->num_chunks; v++) place_chunk_frames(plan, &plan->chunks[v]);
+    for (int k = 0; k < plan->num_lists; k++)
+        if (plan->lists[k].actions.num_shared_slots > most) most = plan->lists[k].actions.num_shared_slots;
+    size_t *sizes = mem_new_array(size_t, (size_t)most, "slots"), base = 0, own = own_slots(plan);
+    plan->shares_slots = shared_slots(plan, sizes, &shared_count) < own;
+    if (plan->shares_slots) plan->num_slots = shared_count;
+    plan->slot_base = mem_new_array(size_t, (size_t)plan->num_slots + 1, "slots");
+    for (int i = 0, v = 0; i < plan->num_slots; i++) {
+        while (!plan->shares_slots && i >= plan->chunks[v].first_slot + plan->chunks[v].num_slots) v++;
+        plan->slot_base[i] = base;
+        base += plan->shares_slots ? sizes[i] : plan->chunks[v].slot_bytes;
+    }
+    mem_free(sizes);
 }
 
 void frames_open(struct frame_tracker *f, const struct plan *plan) {
-    *f = (struct frame_tracker){mem_new_array(size_t, (size_t)plan->num_slots, "frame tracker"),
-                                plan->num_slots};
+    *f =
+        (struct frame_tracker){mem_new_array(size_t, (size_t)plan->num_slots, "frame tracker"),
+                               mem_new_array(int, (size_t)plan->num_slots, "frame tracker"), plan->num_slots};
 }
 
 void frames_close(struct frame_tracker *f) {
     mem_free(f->live_end);
+    mem_free(f->chunk);
 }
 
 int frames_slot(const struct plan *plan, const struct action *action) {
-    return plan->chunks[action->chunk].first_slot + action->slot;
+    return plan->shares_slots ? action->shared_slot : plan->chunks[action->chunk].first_slot + action->slot;
 }
 
 static bool is_last_of_chunk(const struct plan *plan, int segment) {
@@ -63,6 +104,7 @@ size_t frames_enter(struct frame_tracker *f, const struct plan *plan, const stru
     if (action->kind != ACTION_FORWARD && plan->schedule->splits_backward)
         end = plan->chunks[action->chunk].slot_bytes; /* all of it until the weight gradients are done */
     f->live_end[slot] = end;
+    f->chunk[slot] = action->chunk;
     for (int i = 0; i < f->num_slots; i++)
         if (f->live_end[i] && plan->slot_base[i] + f->live_end[i] > top)
             top = plan->slot_base[i] + f->live_end[i];
@@ -84,6 +126,7 @@ static void note_peak(struct plan *plan, const struct frame_tracker *f, const st
     plan->activation_bytes = frames + work;
     plan->peak_segment = segment;
     memcpy(plan->peak_live_end, f->live_end, (size_t)f->num_slots * sizeof(size_t));
+    memcpy(plan->peak_chunk, f->chunk, (size_t)f->num_slots * sizeof(int));
     plan->peak_kind = a->kind;
     plan->peak_frame_bytes = frames;
     plan->peak_work_bytes = work;
@@ -110,6 +153,7 @@ void plan_find_peak(struct plan *plan) {
     struct frame_tracker frames;
     frames_open(&frames, plan);
     plan->peak_live_end = mem_new_array(size_t, (size_t)plan->num_slots, "plan peak");
+    plan->peak_chunk = mem_new_array(int, (size_t)plan->num_slots, "plan peak");
     for (int k = 0; k < plan->num_lists; k++) {
         const struct schedule_list *list = &plan->lists[k].actions;
         memset(frames.live_end, 0, (size_t)frames.num_slots * sizeof(size_t));

@@ -1,5 +1,5 @@
-/* Parameters of this rank, the buckets in which they are reduced and gathered, and where everything that belongs to
- * them lies: weights in the forms that kernels read, gradients, fp32 masters and moments. */
+/* Parameters of this rank, the buckets in which they are reduced and gathered, and where everything that
+ * belongs to them lies: weights in the forms that kernels read, gradients, fp32 masters and moments. */
 #include "core/plan_internal.h"
 #include "core/base/mem.h"
 #include <stdio.h>
@@ -9,8 +9,8 @@ enum { SHARD_ALIGNMENT = 128 }; /* elements: buckets are multiples of lcm(ranks,
 struct builder {
     struct plan *plan;
     int capacity, bucket_capacity;
-    unsigned *forms;    /* per parameter */
-    int *last_segment;  /* per parameter: the highest segment that uses it */
+    unsigned *forms;   /* per parameter */
+    int *last_segment; /* per parameter: the highest segment that uses it */
 };
 
 static void name_of(const struct param_info *info, int first_layer, char *name, size_t capacity) {
@@ -125,6 +125,7 @@ static bool joins(const struct plan *plan, const struct plan_bucket *bucket, con
     if (p->is_tied_copy || bucket_is_tied) return false;
     if (is_unit) return bucket->segment == p->first_segment;
     int64_t limit = plan->request.layout.bucket_elements;
+    if (plan->request.layout.num_buckets) limit = plan->num_parameters / plan->request.layout.num_buckets;
     return !limit || bucket->elements < limit;
 }
 
@@ -153,8 +154,8 @@ static void make_buckets(struct builder *b) {
 
 /* ---- places ---- */
 
-/* Compute copies of one parameter: plain, and packed where the kernels pack. In a unit the places are relative to
- * the unit's weight buffer. */
+/* Compute copies of one parameter: plain, and packed where the kernels pack. In a unit the places are
+ * relative to the unit's weight buffer. */
 static void place_weight(struct plan *plan, struct plan_param *p, unsigned forms) {
     enum dtype dtype = plan->request.model.dtype;
     struct plan_bucket *bucket = &plan->buckets[p->bucket];
@@ -193,12 +194,13 @@ static void place_buckets(struct plan *plan) {
         b->exp_avg = plan_take(plan, CATEGORY_OPTIMIZER, shard);
         b->exp_avg_sq = plan_take(plan, CATEGORY_OPTIMIZER, shard);
         b->grad = b->is_unit ? SIZE_MAX : plan_take(plan, CATEGORY_GRADIENTS, (size_t)b->elements * 4);
-        b->grad_shard = b->is_unit ? plan_take(plan, CATEGORY_GRADIENTS, shard) : b->grad + (size_t)rank * shard;
+        b->grad_shard =
+            b->is_unit ? plan_take(plan, CATEGORY_GRADIENTS, shard) : b->grad + (size_t)rank * shard;
     }
 }
 
-/* Staging of gathers and the buffers through which units pass. Two of each, so that the next transfer runs beside
- * the present use. */
+/* Staging of gathers and the buffers through which units pass. Two of each, so that the next transfer runs
+ * beside the present use. */
 static void place_buffers(struct plan *plan) {
     size_t whole = 0, weights = 0, grads = 0;
     for (int i = 0; i < plan->num_buckets; i++) {
@@ -213,8 +215,8 @@ static void place_buffers(struct plan *plan) {
     plan->unit_grad_bytes = plan->request.forward_only ? 0 : grads;
     bool ahead = weights || plan->request.layout.overlap_param_gather;
     for (int i = 0; i < 2; i++) {
-        plan->gather[i] = i && !ahead ? plan->gather[0]
-                                      : plan_take(plan, CATEGORY_COMMUNICATION, plan->gather_bytes);
+        plan->gather[i] =
+            i && !ahead ? plan->gather[0] : plan_take(plan, CATEGORY_COMMUNICATION, plan->gather_bytes);
         plan->unit_weights[i] = plan_take(plan, CATEGORY_WEIGHTS, plan->unit_weight_bytes);
         plan->unit_grads[i] = plan_take(plan, CATEGORY_GRADIENTS, plan->unit_grad_bytes);
     }

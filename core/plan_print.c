@@ -41,7 +41,8 @@ static void ledger_add_frame(struct ledger *l, const struct plan *plan, const st
             ledger_add(l, label_of(p, &p->tensors[t]), align_up(p->tensors[t].bytes));
 }
 
-static void ledger_add_slot(struct ledger *l, const struct plan *plan, const struct plan_chunk *chunk, int slot) {
+static void ledger_add_slot(struct ledger *l, const struct plan *plan, const struct plan_chunk *chunk,
+                            int slot) {
     size_t end = plan->peak_live_end[slot], held = 0;
     for (int i = chunk->first_segment; i < chunk->first_segment + chunk->num_segments; i++) {
         ledger_add_frame(l, plan, &plan->segments[i], end);
@@ -53,10 +54,8 @@ static void ledger_add_slot(struct ledger *l, const struct plan *plan, const str
 /* Activation memory at the peak, by module; adds up to the activations category. */
 static struct ledger activations_by_module(const struct plan *plan) {
     struct ledger l = {0};
-    for (int v = 0; v < plan->num_chunks; v++)
-        for (int slot = plan->chunks[v].first_slot; slot < plan->chunks[v].first_slot + plan->chunks[v].num_slots;
-             slot++)
-            ledger_add_slot(&l, plan, &plan->chunks[v], slot);
+    for (int slot = 0; slot < plan->num_slots; slot++)
+        if (plan->peak_live_end[slot]) ledger_add_slot(&l, plan, &plan->chunks[plan->peak_chunk[slot]], slot);
     size_t holes = plan->peak_frame_bytes;
     for (int i = 0; i < l.count; i++) holes -= l.bytes[i];
     if (holes) ledger_add(&l, "empty_slots", holes); /* below a slot that is in use */

@@ -10,7 +10,9 @@
  * Slots: the frame of activations that a micro-batch holds in a chunk from its forward to its backward (to
  * its weight gradient in schedules that split backward). Slots are numbered per chunk from 0; how many a
  * chunk needs follows from the list and is what the pipeline costs in memory. Slot 0 is taken first, the
- * lowest free one after.
+ * lowest free one after. Chunks reach their peaks at different times, so slots that all chunks share, each
+ * large enough for any chunk, are fewer than the sum over chunks (interleaved, 4 stages, 2 chunks, 8
+ * micro-batches: 11 9 7 5 instead of 12 12 10 6): actions carry both numbers.
  *
  * Buffers: activations are received into one of SCHEDULE_RECEIVE_BUFFERS and sent from one of
  * SCHEDULE_SEND_BUFFERS; a gradient is received into, worked on in, and sent from one of
@@ -38,7 +40,8 @@ enum action_kind {
 struct action {
     enum action_kind kind;
     int chunk, micro_batch; /* the chunk is one of this stage also in sends and receives */
-    int slot;               /* compute actions */
+    int slot;               /* compute actions: of the chunk */
+    int shared_slot;        /* the same frame, numbered over all chunks */
     int peer;               /* sends and receives: the other stage */
     int tag;                /* sends and receives: the same number on both sides, 0 to COMM_MAX_TAG */
     int buffer;             /* communication: which; BACKWARD: the gradient buffer it works in */
@@ -78,6 +81,7 @@ struct schedule_list {
     struct action *actions;
     int count;
     int *num_slots; /* per chunk */
+    int num_shared_slots;
     int chunks;
     /* The constants above; the first stage has group - stages more receive buffers and the last stage as many
      * more gradient buffers when the group of interleaving is larger than the number of stages. */

@@ -22,8 +22,9 @@ struct lowering {
     struct schedule_list *out;
     struct pool receive, send, grad;
     int sends;
-    int *slot, *receive_buffer, *grad_buffer; /* per chunk and micro-batch; -1: none */
-    bool *slot_used;                          /* per chunk and slot */
+    int *slot, *shared_slot, *receive_buffer, *grad_buffer; /* per chunk and micro-batch; -1: none */
+    bool *slot_used;                                        /* per chunk and slot */
+    bool *shared_used;
 };
 
 static void pool_open(struct pool *p, int count) {
@@ -37,14 +38,13 @@ static void pool_close(struct pool *p) {
     mem_free(p->sent);
 }
 
-static struct action *emit(struct lowering *l, const struct action *a) {
-    l->out->actions[l->out->count] = *a;
-    return &l->out->actions[l->out->count++];
+static void emit(struct lowering *l, const struct action *a) {
+    l->out->actions[l->out->count++] = *a;
 }
 
 static void emit_wait(struct lowering *l, struct pool *p, int buffer) {
     enum action_kind kind = p == &l->send ? ACTION_WAIT_SEND_FORWARD : ACTION_WAIT_SEND_BACKWARD;
-    emit(l, &(struct action){.kind = kind, .slot = -1, .peer = -1, .buffer = buffer});
+    emit(l, &(struct action){.kind = kind, .slot = -1, .shared_slot = -1, .peer = -1, .buffer = buffer});
     p->state[buffer] = BUFFER_FREE;
 }
 
@@ -84,6 +84,7 @@ static void emit_send(struct lowering *l, struct pool *p, const struct action *c
                              .chunk = compute->chunk,
                              .micro_batch = compute->micro_batch,
                              .slot = -1,
+                             .shared_slot = -1,
                              .peer = up ? (stage + 1) % stages : (stage + stages - 1) % stages,
                              .tag = message_tag(l->shape, compute, chunk, up),
                              .buffer = buffer});
@@ -97,17 +98,35 @@ static size_t at(const struct lowering *l, const struct action *a) {
 
 /* ---- slots ---- */
 
-static int take_slot(struct lowering *l, const struct action *a) {
-    bool *used = l->slot_used + (size_t)a->chunk * (size_t)l->shape->micro_batches;
+static int lowest_free(bool *used, int *count_p) {
     int slot = 0;
     while (used[slot]) slot++;
     used[slot] = true;
-    if (slot >= l->out->num_slots[a->chunk]) l->out->num_slots[a->chunk] = slot + 1;
-    return l->slot[at(l, a)] = slot;
+    if (slot >= *count_p) *count_p = slot + 1;
+    return slot;
 }
 
-static void free_slot(struct lowering *l, const struct action *a) {
-    l->slot_used[(size_t)a->chunk * (size_t)l->shape->micro_batches + (size_t)l->slot[at(l, a)]] = false;
+static bool *used_of_chunk(const struct lowering *l, int chunk) {
+    return l->slot_used + (size_t)chunk * (size_t)l->shape->micro_batches;
+}
+
+static void take_slots(struct lowering *l, struct action *a) {
+    a->slot = lowest_free(used_of_chunk(l, a->chunk), &l->out->num_slots[a->chunk]);
+    a->shared_slot = lowest_free(l->shared_used, &l->out->num_shared_slots);
+    l->slot[at(l, a)] = a->slot;
+    l->shared_slot[at(l, a)] = a->shared_slot;
+}
+
+/* Of a later action of the same micro-batch. */
+static void find_slots(const struct lowering *l, struct action *a) {
+    a->slot = l->slot[at(l, a)];
+    a->shared_slot = l->shared_slot[at(l, a)];
+    CHECK(a->slot >= 0, "backward of micro-batch %d comes before its forward", a->micro_batch);
+}
+
+static void free_slots(struct lowering *l, const struct action *a) {
+    used_of_chunk(l, a->chunk)[a->slot] = false;
+    l->shared_used[a->shared_slot] = false;
 }
 
 /* ---- receives ---- */
@@ -132,6 +151,7 @@ static void emit_receive(struct lowering *l, const struct action *consumer) {
                              .chunk = consumer->chunk,
                              .micro_batch = consumer->micro_batch,
                              .slot = -1,
+                             .shared_slot = -1,
                              .peer = up ? (stage + stages - 1) % stages : (stage + 1) % stages,
                              .tag = message_tag(l->shape, consumer, consumer->chunk, up),
                              .buffer = buffer});
@@ -171,8 +191,8 @@ static void lower_forward(struct lowering *l, struct action a) {
     bool sends = schedule_sends(l->shape, &a);
     a.receive_buffer = buffer;
     if (sends) a.send_buffer = take_buffer(l, &l->send);
-    a.slot = take_slot(l, &a);
-    if (l->shape->forward_only) free_slot(l, &a);
+    take_slots(l, &a);
+    if (l->shape->forward_only) free_slots(l, &a);
     emit(l, &a);
     if (buffer >= 0) l->receive.state[buffer] = BUFFER_FREE;
     if (sends) emit_send(l, &l->send, &a, a.send_buffer);
@@ -182,9 +202,8 @@ static void lower_backward(struct lowering *l, struct action a, bool splits) {
     int *buffer = &l->grad_buffer[at(l, &a)];
     if (*buffer < 0) *buffer = take_buffer(l, &l->grad); /* the last virtual stage makes the first gradient */
     a.buffer = *buffer;
-    a.slot = l->slot[at(l, &a)];
-    CHECK(a.slot >= 0, "backward of micro-batch %d comes before its forward", a.micro_batch);
-    if (!splits) free_slot(l, &a);
+    find_slots(l, &a);
+    if (!splits) free_slots(l, &a);
     emit(l, &a);
     if (schedule_sends(l->shape, &a))
         emit_send(l, &l->grad, &a, a.buffer);
@@ -193,9 +212,8 @@ static void lower_backward(struct lowering *l, struct action a, bool splits) {
 }
 
 static void lower_weight(struct lowering *l, struct action a) {
-    a.slot = l->slot[at(l, &a)];
-    CHECK(a.slot >= 0, "weight gradients of micro-batch %d come before its forward", a.micro_batch);
-    free_slot(l, &a);
+    find_slots(l, &a);
+    free_slots(l, &a);
     emit(l, &a);
 }
 
@@ -215,7 +233,7 @@ static int make_compute(const struct schedule *schedule, const struct schedule_s
     for (int i = 0; i < made; i++) {
         if (shape->forward_only && actions[i].kind != ACTION_FORWARD) continue;
         struct action a = actions[i];
-        a.slot = a.peer = a.buffer = a.receive_buffer = a.send_buffer = -1;
+        a.slot = a.shared_slot = a.peer = a.buffer = a.receive_buffer = a.send_buffer = -1;
         actions[count++] = a;
     }
     return count;
@@ -274,7 +292,9 @@ void schedule_lower(const struct schedule *schedule, const struct schedule_shape
     l.slot = mem_new_array(int, cells, "schedule slots");
     l.receive_buffer = mem_new_array(int, cells, "schedule buffers");
     l.grad_buffer = mem_new_array(int, cells, "schedule buffers");
+    l.shared_slot = mem_new_array(int, cells, "schedule slots");
     l.slot_used = mem_new_array(bool, cells, "schedule slots");
+    l.shared_used = mem_new_array(bool, cells, "schedule slots");
     for (size_t i = 0; i < cells; i++) l.slot[i] = l.receive_buffer[i] = l.grad_buffer[i] = -1;
     lower_all(&l, schedule, compute, count);
     if (!shape->forward_only)
@@ -285,7 +305,9 @@ void schedule_lower(const struct schedule *schedule, const struct schedule_shape
     mem_free(l.slot);
     mem_free(l.receive_buffer);
     mem_free(l.grad_buffer);
+    mem_free(l.shared_slot);
     mem_free(l.slot_used);
+    mem_free(l.shared_used);
     mem_free(compute);
 }
 

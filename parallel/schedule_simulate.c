@@ -161,9 +161,8 @@ static void print_stage(const struct simulation *s, int stage, FILE *out) {
     const struct stage_run *r = &s->stages[stage];
     struct str line = {0};
     char label[40];
-    int time = 0, frames = 0, micro = s->shape.micro_batches - 1;
+    int time = 0, frames = r->list.num_shared_slots, micro = s->shape.micro_batches - 1;
     int width = snprintf(label, sizeof(label), "F%d", micro) + (s->shape.chunks > 1);
-    for (int c = 0; c < r->list.chunks; c++) frames += r->list.num_slots[c];
     str_printf(&line, "stage %d:", stage);
     for (int i = 0; i < r->next; i++) {
         const struct action *a = &r->list.actions[i];

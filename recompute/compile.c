@@ -111,7 +111,8 @@ static int write_backward_of(struct writer *w, int i, struct code *weight) {
 }
 
 /* With `weight`, gradients of parameters go to that list and what they read is held. */
-static void write_backward(const struct program *p, struct code *c, struct code *weight, recompute_set selected) {
+static void write_backward(const struct program *p, struct code *c, struct code *weight,
+                           recompute_set selected) {
     size_t n = (size_t)p->num_tensors;
     struct writer w = {.p = p,
                        .selected = selected,
@@ -133,7 +134,8 @@ static void write_forward(const struct program *p, struct code *c) {
     }
 }
 
-/* What the weight list reads lies in the hold area: the gradients of outputs, and inputs that are not kept. */
+/* What the weight list reads lies in the hold area: the gradients of outputs, and inputs that are not kept.
+ */
 static void lay_out_weight(const struct program *p, struct code *weight) {
     for (int i = 0; i < weight->num_instrs; i++) {
         const struct op *o = &p->ops[weight->at[i].op];

@@ -64,7 +64,7 @@ static inline void tiny_open(struct tiny *t, const struct plan_request *request)
     *t = (struct tiny){0};
     plan_build(request, &t->plan);
     CHECK(arena_open(&t->arena, t->plan.arena_bytes, &err) == 0, "%s", err.text);
-    executor_open(&t->executor, &t->plan, &t->arena, request->threads, 1234);
+    executor_open(&t->executor, &t->plan, &t->arena, request->threads, 1234, NULL);
     update_initialize(&t->executor);
     update_compute_copies(&t->executor);
 }
@@ -95,10 +95,11 @@ static inline double tiny_step(struct tiny *t, int64_t iteration) {
     float *mask = mem_new_array(float, n, "tiny");
     struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true};
     executor_begin_step(&t->executor, iteration);
-    for (int i = 0; i < t->plan.num_actions; i++) {
-        micro.index = t->plan.actions[i].micro_batch;
+    const struct schedule_list *list = plan_actions(&t->plan, t->plan.request.micro_batches);
+    for (int i = 0; i < list->count; i++) {
+        micro.index = list->actions[i].micro_batch;
         tiny_fill(m, micro.index, tokens, labels, positions, mask);
-        executor_run(&t->executor, &t->plan.actions[i], &micro);
+        executor_run(&t->executor, &list->actions[i], &micro);
     }
     mem_free(tokens);
     mem_free(mask);

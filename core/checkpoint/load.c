@@ -81,6 +81,7 @@ static int read_piece(struct load *l, struct read_runs *r, const struct checkpoi
     int64_t max_rows = checkpoint_staging_rows(e);
     struct checkpoint_block block = {0};
     checkpoint_rects_set(&l->rects, e, tensor);
+    CHECK(held || !l->rects.count, "%s: not all ranks have optimizer state", tensor->name);
     if (e->vocabulary) checkpoint_rects_limit(&l->rects, r->source->dims[0]);
     while (checkpoint_block_next(&block, &l->rects, e, block.first + block.num_rows, max_rows)) {
         int64_t place = checkpoint_block_in_place(&block);
@@ -202,10 +203,6 @@ static enum checkpoint_outcome check_sums(struct load *l, struct err *err) {
     return outcome;
 }
 
-static enum checkpoint_outcome agree(const struct load *l, enum checkpoint_outcome outcome, struct err *err) {
-    return (enum checkpoint_outcome)checkpoint_agree(l->world, (int)outcome, err);
-}
-
 static enum checkpoint_outcome try_load(void *context, const char *path, struct err *err) {
     struct load *l = context;
     struct checkpoint_manifest *m = checkpoint_manifest_open(path, err);
@@ -214,8 +211,11 @@ static enum checkpoint_outcome try_load(void *context, const char *path, struct 
         checkpoint_reader_init(&l->reader, m);
         outcome = read_parts(l, err);
     }
-    outcome = agree(l, outcome, err);
-    if (outcome == CHECKPOINT_USED) outcome = agree(l, check_sums(l, err), err);
+    outcome = (enum checkpoint_outcome)checkpoint_agree(l->world, (int)outcome, err);
+    if (outcome == CHECKPOINT_USED) { /* the sums are the same everywhere: so is the outcome */
+        outcome = check_sums(l, err);
+        checkpoint_share(l->world, &outcome, sizeof(outcome));
+    }
     if (outcome == CHECKPOINT_USED) {
         l->state = m->state;
         if (m->release || l->options->finetune) l->state = (struct checkpoint_state){.seed = m->state.seed};

@@ -16,7 +16,7 @@ int build_attention(struct program *p, const struct model *m, int x) {
     int parts[3];
     op_add_qkv_split(p, m, qkv, parts);
     int outer = program_begin(p, MODULE_core_attn);
-    int o = m->cp > 1   ? op_add_attention_context(p, m, parts)
+    int o = m->cp > 1  ? op_add_attention_context(p, m, parts)
             : m->flash ? op_add_attention(p, m, parts)
                        : op_add_attention_unfused(p, m, parts);
     program_end(p, outer);

@@ -2,8 +2,8 @@
 #include "core/model/ops.h"
 
 static int input_of(struct program *p, const struct model *m) {
-    return p->input =
-               program_tensor(p, "hidden", m->dtype, 3, (int64_t[]){model_rows(m), m->micro_batch, m->hidden});
+    return p->input = program_tensor(p, "hidden", m->dtype, 3,
+                                     (int64_t[]){model_rows(m), m->micro_batch, m->hidden});
 }
 
 static int build_norm(struct program *p, const struct model *m, int x, const char *name, const char *prefix) {
@@ -51,13 +51,14 @@ void build_head(struct program *p, const struct model *m) {
         op_add_linear_cross_entropy(p, m, op_add_gather(p, m, x));
         return;
     }
-    int logits = op_add_linear(p, m, build_gather(p, m, x),
-                               &(struct linear_spec){.name = "output_layer",
-                                                     .prefix = m->tied ? "embedding.word_embeddings" : "output_layer",
-                                                     .split = m->tp > 1 ? LINEAR_COLUMN : LINEAR_WHOLE,
-                                                     .shard = shard_rows(m, m->vocab, m->hidden),
-                                                     .out_features = model_vocab(m),
-                                                     .init_std = m->init_std});
+    int logits =
+        op_add_linear(p, m, build_gather(p, m, x),
+                      &(struct linear_spec){.name = "output_layer",
+                                            .prefix = m->tied ? "embedding.word_embeddings" : "output_layer",
+                                            .split = m->tp > 1 ? LINEAR_COLUMN : LINEAR_WHOLE,
+                                            .shard = shard_rows(m, m->vocab, m->hidden),
+                                            .out_features = model_vocab(m),
+                                            .init_std = m->init_std});
     op_add_cross_entropy(p, m, logits);
 }
 

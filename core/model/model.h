@@ -32,10 +32,12 @@ struct model {
     /* loss */
     bool fused_loss;    /* chunked linear cross entropy */
     int64_t loss_chunk; /* tokens per chunk */
-    int64_t vocab_used; /* rows of the vocabulary that exist; the rest is padding, which no loss sees; 0: all */
+    int64_t
+        vocab_used; /* rows of the vocabulary that exist; the rest is padding, which no loss sees; 0: all */
     /* this rank's place; sizes 0 and 1 both mean no parallelism of that kind */
     int tp, tp_rank, cp, cp_rank;
-    bool sequence_parallel; /* hidden states between the linear layers are split over the tensor-parallel ranks */
+    bool sequence_parallel; /* hidden states between the linear layers are split over the tensor-parallel
+                               ranks */
     enum model_cp_comm cp_comm;
 };
 
@@ -70,8 +72,8 @@ static inline int64_t model_rows(const struct model *m) {
     return model_splits_sequence(m) ? model_seq(m) / m->tp : model_seq(m);
 }
 
-/* Where local rows lie in the whole sequence. Context parallelism cuts it into 2 cp chunks and gives rank r chunks r
- * and 2 cp - 1 - r (causal work is then even); sequence parallelism cuts that once more. */
+/* Where local rows lie in the whole sequence. Context parallelism cuts it into 2 cp chunks and gives rank r
+ * chunks r and 2 cp - 1 - r (causal work is then even); sequence parallelism cuts that once more. */
 struct model_piece {
     int64_t first, global_first, count;
 };

@@ -1,8 +1,9 @@
 #pragma once
 /* The ops that builders append. Each function records one op and returns the tensor that it makes. Every op
  * has a forward, a backward, and says which of its inputs and outputs backward reads; none knows of
- * recompute. Legend: s sequence, b micro-batch, h hidden, t = s * b tokens; hidden tensors are [s, b, h], where s is this rank's rows of the sequence (model_rows between
- * the linear layers, model_seq inside them). */
+ * recompute. Legend: s sequence, b micro-batch, h hidden, t = s * b tokens; hidden tensors are [s, b, h],
+ * where s is this rank's rows of the sequence (model_rows between the linear layers, model_seq inside them).
+ */
 #include "core/model/model.h"
 #include "core/tensor/program.h"
 
@@ -13,11 +14,11 @@ int op_add_norm(struct program *p, const struct model *m, int x, const char *nam
                 bool per_layer);
 /* y = x W^T + b, W [out_features, in_features] of which this rank holds a part:
  *   LINEAR_WHOLE   all of it (one tensor-parallel rank)
- *   LINEAR_COLUMN  rows of W: y is this rank's features. The gradient of x is a sum over the ranks: the op reduces
- *                  it (beside its weight gradient) unless the sequence is split, where op_add_gather does
- *   LINEAR_ROW     columns of W: x is this rank's features, y a part of a sum: the op reduces it, unless the
- *                  sequence is split, where op_add_reduce_scatter does. The bias is added on the first rank only
- * A name that is there already (tied weights) is the same parameter. */
+ *   LINEAR_COLUMN  rows of W: y is this rank's features. The gradient of x is a sum over the ranks: the op
+ * reduces it (beside its weight gradient) unless the sequence is split, where op_add_gather does LINEAR_ROW
+ * columns of W: x is this rank's features, y a part of a sum: the op reduces it, unless the sequence is
+ * split, where op_add_reduce_scatter does. The bias is added on the first rank only A name that is there
+ * already (tied weights) is the same parameter. */
 enum linear_split { LINEAR_WHOLE, LINEAR_COLUMN, LINEAR_ROW };
 struct linear_spec {
     const char *name, *prefix; /* parameters `prefix`.weight and, with `bias`, `prefix`.bias */

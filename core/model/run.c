@@ -60,13 +60,25 @@ void run_instr(struct run *r, int i) {
     r->at = &r->code->at[i];
     switch (r->at->kind) {
     case INSTR_FORWARD:
-    case INSTR_RERUN: o->def->forward(r, o); return;
+    case INSTR_RERUN:
+        o->def->forward(r, o);
+        return;
     case INSTR_FORWARD_END:
-    case INSTR_RERUN_END: o->def->forward_end(r, o); return;
-    case INSTR_BACKWARD: o->def->backward(r, o); return;
-    case INSTR_BACKWARD_END: o->def->backward_end(r, o); return;
-    case INSTR_WEIGHT: o->def->backward_weight(r, o); return;
-    case INSTR_HOLD: hold(r, o); return;
+    case INSTR_RERUN_END:
+        o->def->forward_end(r, o);
+        return;
+    case INSTR_BACKWARD:
+        o->def->backward(r, o);
+        return;
+    case INSTR_BACKWARD_END:
+        o->def->backward_end(r, o);
+        return;
+    case INSTR_WEIGHT:
+        o->def->backward_weight(r, o);
+        return;
+    case INSTR_HOLD:
+        hold(r, o);
+        return;
     }
 }
 

@@ -48,8 +48,8 @@ enum param_form {
     PARAM_FORM_PACKED_BACKWARD = 4, /* gemm_pack of the matrix: dx = dy W */
 };
 
-/* Which part of a parameter a tensor-parallel rank holds: runs of global rows, one after the other, and a run of
- * columns. All zero: the whole of it, the same on every tensor-parallel rank. */
+/* Which part of a parameter a tensor-parallel rank holds: runs of global rows, one after the other, and a run
+ * of columns. All zero: the whole of it, the same on every tensor-parallel rank. */
 struct param_shard {
     int64_t full[2]; /* global shape */
     int num_runs;
@@ -57,8 +57,8 @@ struct param_shard {
         int64_t first, count;
     } runs[PARAM_MAX_RUNS];
     int64_t first_col;
-    /* Local rows from here on are also held by other tensor-parallel ranks (key and value heads when there are
-     * fewer groups than ranks); 0: none. */
+    /* Local rows from here on are also held by other tensor-parallel ranks (key and value heads when there
+     * are fewer groups than ranks); 0: none. */
     int64_t shared_from_row;
 };
 
@@ -77,20 +77,21 @@ struct param_info {
 
 struct run;
 struct op;
-/* What an op can do. `backward` writes the gradients of inputs (and of parameters, unless backward_weight does).
- * An op that communicates starts in forward or backward and ends in forward_end or backward_end, which the lists
- * put right before the first reader; so it runs beside what lies between. */
+/* What an op can do. `backward` writes the gradients of inputs (and of parameters, unless backward_weight
+ * does). An op that communicates starts in forward or backward and ends in forward_end or backward_end, which
+ * the lists put right before the first reader; so it runs beside what lies between. */
 struct op_def {
     const char *name;
     void (*forward)(struct run *run, const struct op *op);
     void (*backward)(struct run *run, const struct op *op);
-    void (*backward_weight)(struct run *run, const struct op *op); /* gradients of parameters; NULL: in backward */
-    void (*forward_end)(struct run *run, const struct op *op);     /* NULL: forward is complete when it returns */
+    void (*backward_weight)(struct run *run,
+                            const struct op *op); /* gradients of parameters; NULL: in backward */
+    void (*forward_end)(struct run *run, const struct op *op); /* NULL: forward is complete when it returns */
     void (*backward_end)(struct run *run, const struct op *op);
     /* Defaults for the op's masks; a builder may change them on the op. Bit i = in[i], out[i]. */
     unsigned backward_reads_in, backward_reads_out;
-    unsigned grad_in;     /* inputs that receive a gradient */
-    unsigned passes_grad; /* inputs whose gradient equals the output's: they may share its storage */
+    unsigned grad_in;         /* inputs that receive a gradient */
+    unsigned passes_grad;     /* inputs whose gradient equals the output's: they may share its storage */
     unsigned weight_reads_in; /* of backward_reads_in, what only backward_weight reads */
 };
 
@@ -101,11 +102,11 @@ struct op {
     int in[OP_MAX_IN], out[OP_MAX_OUT], param[OP_MAX_PARAMS];
     unsigned backward_reads_in, backward_reads_out, grad_in, passes_grad, weight_reads_in;
     unsigned backward_scratch_out; /* outputs that forward leaves alone and backward uses as scratch */
-    int grad_of_in0_lives_in; /* tensor whose storage holds the gradient of in[0], or -1 */
-    int scope;                /* innermost module instance, -1 for none */
-    int layer;                /* layer of the segment, from 0 */
-    uint16_t rng_op;          /* names this op's random numbers within its layer (program_draws_random) */
-    void *attributes;         /* the op's own struct, owned by the program */
+    int grad_of_in0_lives_in;      /* tensor whose storage holds the gradient of in[0], or -1 */
+    int scope;                     /* innermost module instance, -1 for none */
+    int layer;                     /* layer of the segment, from 0 */
+    uint16_t rng_op;  /* names this op's random numbers within its layer (program_draws_random) */
+    void *attributes; /* the op's own struct, owned by the program */
 };
 
 /* One instance of a recompute module: the ops between a begin and its end. */
@@ -141,8 +142,8 @@ int program_output(struct program *p, int op, const char *name, enum dtype dtype
  */
 int program_param(struct program *p, int op, struct param_info info);
 
-/* Gives the op a name for its random numbers: how many such ops came before it in this layer. Ops that draw none do
- * not count, so layouts that add communication draw the same numbers. */
+/* Gives the op a name for its random numbers: how many such ops came before it in this layer. Ops that draw
+ * none do not count, so layouts that add communication draw the same numbers. */
 void program_draws_random(struct program *p, int op);
 
 /* Brackets a recomputable module. begin returns the value to hand to end. */
@@ -173,7 +174,8 @@ enum instr_kind {
 struct instr {
     enum instr_kind kind;
     int op;
-    unsigned accumulate; /* BACKWARD and its END: bit i set means the gradient of in[i] is added to, not stored */
+    unsigned
+        accumulate; /* BACKWARD and its END: bit i set means the gradient of in[i] is added to, not stored */
 };
 
 enum { GRAD_ABSENT = -1, GRAD_AT_BOUNDARY = -2, GRAD_IN_TENSOR = -3 };

@@ -99,8 +99,8 @@ void executor_begin_step(struct executor *e, int64_t iteration) {
 
 /* ---- the micro-batch ---- */
 
-/* Copies this rank's tokens of the micro-batch into its slot: tokens and positions as they are, labels and mask in
- * the row order of hidden tensors ([s, b]). */
+/* Copies this rank's tokens of the micro-batch into its slot: tokens and positions as they are, labels and
+ * mask in the row order of hidden tensors ([s, b]). */
 static void fill_batch(const struct model *m, const struct micro_batch *micro, int32_t *tokens,
                        int32_t *positions, int32_t *labels, float *mask) {
     struct model_piece pieces[MODEL_MAX_PIECES];
@@ -145,12 +145,16 @@ static enum executor_phase phase_of(enum instr_kind kind) {
 static bool has_written(const struct op *o, enum instr_kind kind) {
     switch (kind) {
     case INSTR_FORWARD:
-    case INSTR_RERUN: return !o->def->forward_end;
-    case INSTR_BACKWARD: return !o->def->backward_end;
+    case INSTR_RERUN:
+        return !o->def->forward_end;
+    case INSTR_BACKWARD:
+        return !o->def->backward_end;
     case INSTR_FORWARD_END:
     case INSTR_RERUN_END:
-    case INSTR_BACKWARD_END: return true;
-    default: return false;
+    case INSTR_BACKWARD_END:
+        return true;
+    default:
+        return false;
     }
 }
 
@@ -228,7 +232,8 @@ static size_t slot_offset(const struct executor *e, const struct action *a) {
     return e->plan->activations + e->plan->slot_base[frames_slot(e->plan, a)];
 }
 
-/* Where a segment finds its input while it runs: in its frame, or whole beside it when the frame keeps a share. */
+/* Where a segment finds its input while it runs: in its frame, or whole beside it when the frame keeps a
+ * share. */
 static char *input_of(const struct executor *e, const struct action *a, int segment) {
     const struct plan_segment *s = &e->plan->segments[segment];
     if (plan_is_distributed(e->plan, s)) return executor_at(e, e->plan->full_input[segment & 1]);
@@ -329,19 +334,7 @@ static void compute(struct executor *e, const struct action *a, const struct mic
         comm_wait(e->grad_receives[a->buffer]);
         e->grad_receives[a->buffer] = NULL;
     }
-    for (int i = 0; i < n; i++)
-        run_segment(e, a, chunk->first_segment + (forward ? i : n - 1 - i), batch);
-}
-
-/* Tells messages of one pair of stages apart: the border between virtual stages that it crosses, and the
- * micro-batch. */
-static int tag_of(const struct executor *e, const struct action *a) {
-    const struct plan_layout *l = &e->plan->request.layout;
-    int stage = a->chunk * l->stages + l->stage;
-    bool backward = a->kind == ACTION_SEND_BACKWARD || a->kind == ACTION_RECEIVE_BACKWARD;
-    bool above = a->kind == ACTION_SEND_FORWARD || a->kind == ACTION_RECEIVE_BACKWARD;
-    int border = above ? stage : stage - 1, borders = l->stages * e->plan->num_chunks;
-    return ((a->micro_batch * borders + border) * 2 + backward) % (COMM_MAX_TAG + 1);
+    for (int i = 0; i < n; i++) run_segment(e, a, chunk->first_segment + (forward ? i : n - 1 - i), batch);
 }
 
 static void communicate(struct executor *e, const struct action *a) {
@@ -349,21 +342,20 @@ static void communicate(struct executor *e, const struct action *a) {
     int64_t bytes = (int64_t)plan_hidden_bytes(plan);
     switch (a->kind) {
     case ACTION_RECEIVE_FORWARD:
-        e->receives[a->buffer] = comm_start_receive(e->comms.pipeline, executor_at(e, plan->receive[a->buffer]),
-                                                    bytes, a->peer, tag_of(e, a));
+        e->receives[a->buffer] = comm_start_receive(
+            e->comms.pipeline, executor_at(e, plan->receive[a->buffer]), bytes, a->peer, a->tag);
         return;
     case ACTION_RECEIVE_BACKWARD:
-        e->grad_receives[a->buffer] =
-            comm_start_receive(e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer,
-                               tag_of(e, a));
+        e->grad_receives[a->buffer] = comm_start_receive(
+            e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer, a->tag);
         return;
     case ACTION_SEND_FORWARD:
-        e->sends[a->buffer] = comm_start_send(e->comms.pipeline, executor_at(e, plan->send[a->buffer]), bytes,
-                                              a->peer, tag_of(e, a));
+        e->sends[a->buffer] =
+            comm_start_send(e->comms.pipeline, executor_at(e, plan->send[a->buffer]), bytes, a->peer, a->tag);
         return;
     case ACTION_SEND_BACKWARD:
         e->grad_sends[a->buffer] = comm_start_send(
-            e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer, tag_of(e, a));
+            e->comms.pipeline, executor_at(e, plan->boundary_grad[a->buffer]), bytes, a->peer, a->tag);
         return;
     case ACTION_WAIT_SEND_FORWARD:
         comm_wait(e->sends[a->buffer]);
@@ -373,7 +365,8 @@ static void communicate(struct executor *e, const struct action *a) {
         comm_wait(e->grad_sends[a->buffer]);
         e->grad_sends[a->buffer] = NULL;
         return;
-    default: CHECK(false, "action %d does not communicate", (int)a->kind);
+    default:
+        CHECK(false, "action %d does not communicate", (int)a->kind);
     }
 }
 

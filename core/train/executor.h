@@ -1,8 +1,8 @@
 #pragma once
-/* Walks the actions of one step: computes, for each, the segments' lists at the places that the plan gives, and
- * passes activations and their gradients between pipeline stages. Gathering weights and reducing their gradients
- * is sync.h's, called around each segment. Knows nothing of data sets, optimizers or logs. All memory is the
- * arena's; nothing is allocated after executor_open.
+/* Walks the actions of one step: computes, for each, the segments' lists at the places that the plan gives,
+ * and passes activations and their gradients between pipeline stages. Gathering weights and reducing their
+ * gradients is sync.h's, called around each segment. Knows nothing of data sets, optimizers or logs. All
+ * memory is the arena's; nothing is allocated after executor_open.
  *
  *     executor_begin_step(&e, iteration);
  *     for each action: executor_run(&e, &action, &micro)      // micro: for forwards of chunks that read it
@@ -55,11 +55,11 @@ struct executor {
     struct frame_tracker frames;
     struct executor_comms comms;
     struct sync *sync;
-    struct slot_state *slots;                 /* per slot */
-    struct comm_request **requests;           /* of the ops of the running list */
+    struct slot_state *slots;       /* per slot */
+    struct comm_request **requests; /* of the ops of the running list */
     struct comm_request **receives, **sends, **grad_receives, **grad_sends; /* per buffer between stages */
-    struct param_view *views;                 /* per plan parameter */
-    bool *grad_written;                       /* per plan parameter */
+    struct param_view *views;                                               /* per plan parameter */
+    bool *grad_written;                                                     /* per plan parameter */
     const struct param_view ***segment_views; /* per segment: per program parameter */
     uint32_t seed, iteration;
     double loss_sum; /* masked token losses since executor_begin_step */

@@ -18,7 +18,8 @@ static bool signal_was_sent(const struct trainer *t) {
 
 /* A rank that cannot go on where the others can takes them down with its own message. */
 static int stop_all(const struct trainer *t, int status, const struct err *err) {
-    if (t->ranks && t->ranks->size > 1) die(status == BAD_INPUT ? STATUS_USAGE : STATUS_FAILED, "%s", err->text);
+    if (t->ranks && t->ranks->size > 1)
+        die(status == BAD_INPUT ? STATUS_USAGE : STATUS_FAILED, "%s", err->text);
     return status;
 }
 
@@ -55,8 +56,21 @@ static int save(struct trainer *t) {
     }
     double seconds = clock_seconds_since(begin);
     timers_add_seconds(t->timers, t->timer_save, seconds);
-    log_info("saved iteration %lld to %s in %.2f s", (long long)t->state.iteration, t->cfg->save, seconds);
+    if (t->saving)
+        log_info("iteration %lld is being saved to %s; training stood still for %.2f s",
+                 (long long)t->state.iteration, t->cfg->save, seconds);
+    else
+        log_info("saved iteration %lld to %s in %.2f s", (long long)t->state.iteration, t->cfg->save,
+                 seconds);
     return 0;
+}
+
+/* A save in the background: put in force when it is written, or now. */
+static int end_save(struct trainer *t, bool wait) {
+    struct err err;
+    if (!(wait ? state_finish(t, &err) : state_poll(t, &err))) return 0;
+    log_error("saving in the background failed: %s; the last good checkpoint is untouched", err.text);
+    return -1;
 }
 
 /* Why the run should stop after this iteration, or NULL; the same on all ranks. */
@@ -189,6 +203,7 @@ static int train(struct trainer *t, struct err *err) {
         const char *stop = stop_reason(t);
         bool save_due = config_is_set(cfg, save_interval) && t->state.iteration % cfg->save_interval == 0;
         if ((save_due || stop) && save(t)) return FAILED;
+        if (end_save(t, stop != NULL)) return FAILED;
         if (stop) {
             log_info("stopped after iteration %lld: %s", (long long)t->state.iteration, stop);
             return STOP;
@@ -208,7 +223,7 @@ static int final_evaluations(struct trainer *t, struct err *err) {
 int trainer_run(struct trainer *t) {
     struct err err = {{0}};
     int status = t->cfg->skip_train ? GO_ON : train(t, &err);
-    if (status == GO_ON && !t->cfg->skip_train && save(t)) status = FAILED;
+    if (status == GO_ON && !t->cfg->skip_train && (save(t) || end_save(t, true))) status = FAILED;
     if (status == GO_ON) status = final_evaluations(t, &err);
     if (err.text[0] && (!t->ranks || t->ranks->rank == 0)) log_error("%s", err.text);
     return status == BAD_INPUT ? STATUS_USAGE : status == FAILED ? STATUS_FAILED : STATUS_OK;

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE_BYTES = 4096, TAG_BYTES = 192 };
+enum { LINE_BYTES = 4096, BYTES_PER_RANK = 24, TAG_BYTES = 192 };
 
 static const char line_head[] = "{\"iteration\":"; /* how a line of the metrics file begins */
 
@@ -31,17 +31,17 @@ struct metrics {
     bool first_line_printed;
     char path[1024];
     struct interval interval;
-    char line[LINE_BYTES];
-    size_t used;
+    char *line; /* of `capacity` bytes: a fixed part and room for each rank */
+    size_t used, capacity;
 };
 
 static void append(struct metrics *m, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static void append(struct metrics *m, const char *fmt, ...) {
     va_list args;
     va_start(args, fmt);
-    int n = vsnprintf(m->line + m->used, LINE_BYTES - m->used, fmt, args);
+    int n = vsnprintf(m->line + m->used, m->capacity - m->used, fmt, args);
     va_end(args);
-    CHECK(n >= 0 && (size_t)n < LINE_BYTES - m->used, "a report line is longer than %d bytes", LINE_BYTES);
+    CHECK(n >= 0 && (size_t)n < m->capacity - m->used, "a report line is longer than %zu bytes", m->capacity);
     m->used += (size_t)n;
 }
 
@@ -141,6 +141,12 @@ static void write_json(struct metrics *m, const struct metrics_record *r) {
     append(m, ",\"peak_allocated_bytes\":%llu,\"peak_reserved_bytes\":%llu,\"peak_activation_bytes\":%llu",
            (unsigned long long)r->memory.peak_allocated, (unsigned long long)r->memory.peak_reserved,
            (unsigned long long)r->memory.peak_activation);
+    for (int i = 0; r->rank_peaks && i < m->options.world_size; i++)
+        append(m, "%s%.0f", i ? "," : ",\"peak_allocated_bytes_by_rank\":[",
+               r->rank_peaks[(ptrdiff_t)i * r->rank_peaks_stride]);
+    if (r->rank_peaks) append(m, "]");
+    if (r->rank_peaks)
+        append_json(m, "exposed_communication_ms", r->exposed_communication_seconds * 1e3, true);
     if (r->has_params_hash) append(m, ",\"params_hash\":\"%016llx\"", (unsigned long long)r->params_hash);
     append(m, "}\n");
     write_metrics_line(m);
@@ -334,6 +340,7 @@ void metrics_evaluation(struct metrics *m, const struct metrics_evaluation *e) {
     if (m->options.tensorboard) tensorboard_flush(m->options.tensorboard);
     if (!m->options.out) return;
     char row[LINE_BYTES + 1];
+    CHECK(m->used < LINE_BYTES, "an evaluation line of %zu bytes", m->used);
     memset(row, '-', m->used + 1);
     row[m->used + 1] = '\0';
     fprintf(m->options.out, "%s\n%s\n%s\n", row, m->line, row);
@@ -370,6 +377,8 @@ struct metrics *metrics_open(const struct metrics_options *options, struct err *
     struct metrics *m = mem_new_array(struct metrics, 1, "metrics");
     m->options = *options;
     m->fd = -1;
+    m->capacity = LINE_BYTES + BYTES_PER_RANK * (size_t)options->world_size;
+    m->line = mem_new_array(char, m->capacity, "metrics line");
     if (options->metrics_file && open_metrics_file(m, err)) {
         metrics_close(m);
         return NULL;
@@ -380,5 +389,6 @@ struct metrics *metrics_open(const struct metrics_options *options, struct err *
 void metrics_close(struct metrics *m) {
     if (!m) return;
     if (m->fd >= 0) close(m->fd);
+    mem_free(m->line);
     mem_free(m);
 }

@@ -21,11 +21,12 @@
  *
  * JSON lines: the keys iteration consumed_samples lm_loss grad_norm learning_rate elapsed_ms
  * tokens_per_second model_tflops hardware_tflops mfu recompute_ms peak_allocated_bytes peak_reserved_bytes
- * peak_activation_bytes, and params_hash (16 hexadecimal digits) when given; values of that iteration alone,
- * floats with 9 significant digits, null for what is unknown or not finite. TFLOP/s are per rank; tokens are
- * of the whole job. Each line is one write, so that readers see whole lines. A resumed run keeps the lines up
- * to the iteration it starts from and drops later ones; a fresh run empties the file. A file that is not such
- * a file is refused rather than emptied.
+ * peak_activation_bytes, with several ranks peak_allocated_bytes_by_rank (a list) and
+ * exposed_communication_ms (of the rank that waited longest), and params_hash (16 hexadecimal digits) when
+ * given; values of that iteration alone, floats with 9 significant digits, null for what is unknown or not
+ * finite. TFLOP/s are per rank; tokens are of the whole job. Each line is one write, so that readers see
+ * whole lines. A resumed run keeps the lines up to the iteration it starts from and drops later ones; a fresh
+ * run empties the file. A file that is not such a file is refused rather than emptied.
  *
  * When the metrics file cannot be written any more (full disk), the reason is logged once and training goes
  * on. */
@@ -71,6 +72,10 @@ struct metrics_record {
     double recompute_seconds;   /* negative = not measured */
     double max_attention_logit; /* negative = not computed */
     struct metrics_memory memory;
+    const double *rank_peaks; /* peak allocated of each rank, `stride` apart; NULL with one rank */
+    int rank_peaks_stride;
+    double
+        exposed_communication_seconds; /* that the rank which waited longest stood still; with rank_peaks */
     bool has_params_hash;
     uint64_t params_hash;
 };

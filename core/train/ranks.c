@@ -32,9 +32,9 @@ int ranks_open_groups(struct ranks *r, const struct config *cfg, struct err *err
     struct {
         enum mesh_group group;
         struct comm **comm_p;
-    } groups[] = {{MESH_WORLD, &r->comms.world},           {MESH_TENSOR, &r->comms.tensor},
-                  {MESH_CONTEXT, &r->comms.context},       {MESH_PIPELINE, &r->comms.pipeline},
-                  {MESH_DATA_CONTEXT, &r->comms.data},     {MESH_EMBEDDING, &r->comms.embedding},
+    } groups[] = {{MESH_WORLD, &r->comms.world},       {MESH_TENSOR, &r->comms.tensor},
+                  {MESH_CONTEXT, &r->comms.context},   {MESH_PIPELINE, &r->comms.pipeline},
+                  {MESH_DATA_CONTEXT, &r->comms.data}, {MESH_EMBEDDING, &r->comms.embedding},
                   {MESH_KV_REPLICAS, &r->comms.kv}};
     if (ranks_mesh(cfg, r->rank, &r->mesh, err)) return -1;
     comm_world_set_timeout(r->world, 60.0 * (double)cfg->distributed_timeout_minutes);

@@ -1,7 +1,7 @@
 #pragma once
 /* The ranks of a run: the world that the launcher started, this rank's place in the mesh, and the groups that
- * training talks to. Opened once by main, before flags are read (the world) and after they were validated (the
- * groups); everything is collective.
+ * training talks to. Opened once by main, before flags are read (the world) and after they were validated
+ * (the groups); everything is collective.
  *
  *     struct ranks ranks;
  *     if (ranks_open(&ranks, err)) ...exit 2...
@@ -26,8 +26,8 @@ int ranks_open(struct ranks *r, struct err *err);
 int ranks_open_groups(struct ranks *r, const struct config *cfg, struct err *err);
 void ranks_close(struct ranks *r);
 
-/* Collective: `status` is 0 or -1 with `err` on each rank; when any rank failed, all return -1 with the message of
- * the lowest one that did. With one rank (or `r` NULL) it returns status. */
+/* Collective: `status` is 0 or -1 with `err` on each rank; when any rank failed, all return -1 with the
+ * message of the lowest one that did. With one rank (or `r` NULL) it returns status. */
 int ranks_agree(const struct ranks *r, int status, struct err *err);
 /* Collective: the largest value of any rank. */
 double ranks_max(const struct ranks *r, double value);

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { WORD_PEAK, WORD_ACTIVATIONS, WORD_RECOMPUTE_SECONDS, WORD_BUSY_SECONDS };
+enum { WORD_PEAK, WORD_ACTIVATIONS, WORD_RECOMPUTE_SECONDS, WORD_BUSY_SECONDS, WORD_WAIT_SECONDS };
 
 static size_t fixed_bytes(const struct plan *plan) {
     return plan->activations - plan->fixed_bytes[CATEGORY_ACTIVATIONS];
@@ -32,7 +32,8 @@ static void exchange(struct trainer *t, double seconds) {
     own[WORD_PEAK] = (double)t->executor.high_water;
     own[WORD_ACTIVATIONS] = (double)(t->executor.high_water - fixed_bytes(&t->setup.plan));
     own[WORD_RECOMPUTE_SECONDS] = t->executor.phase_seconds[PHASE_RECOMPUTE];
-    own[WORD_BUSY_SECONDS] = fmax(seconds - waited_seconds(t), 0);
+    own[WORD_WAIT_SECONDS] = waited_seconds(t);
+    own[WORD_BUSY_SECONDS] = fmax(seconds - own[WORD_WAIT_SECONDS], 0);
     if (t->ranks) comm_all_gather(t->ranks->comms.world, t->rank_reports, RANK_REPORT_WORDS, COMM_F64);
 }
 
@@ -59,21 +60,44 @@ static struct metrics_memory memory_of(const struct trainer *t) {
 
 /* ---- who is slow ---- */
 
+static double busy_seconds(const struct trainer *t, int rank) {
+    return t->rank_reports[rank * RANK_REPORT_WORDS + WORD_BUSY_SECONDS];
+}
+
+/* Ranks from the slowest on; equal ones by number. A selection: few are shown. */
+static int next_slowest(const struct trainer *t, int after) {
+    int best = -1;
+    for (int i = 0; i < t->ranks->size; i++) {
+        double here = busy_seconds(t, i);
+        if (after >= 0) {
+            double last = busy_seconds(t, after);
+            if (here > last || (here == last && i <= after)) continue;
+        }
+        if (best < 0 || here > busy_seconds(t, best)) best = i;
+    }
+    return best;
+}
+
 static int by_seconds(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-/* Time that a rank computed, without waiting for others: the slowest rank is the one that they wait for. */
-static void print_stragglers(const struct trainer *t) {
-    int size = t->ranks ? t->ranks->size : 1, slowest = largest_rank(t, WORD_BUSY_SECONDS);
-    if (size == 1 || !t->busy_sorted) return;
-    for (int i = 0; i < size; i++) t->busy_sorted[i] = t->rank_reports[i * RANK_REPORT_WORDS + WORD_BUSY_SECONDS];
+/* Time that a rank computed, without waiting for others: the slowest rank is the one that they wait for. One
+ * is named, or with --log-straggler as many as --straggler-minmax-count says. */
+static void print_stragglers(const struct trainer *t, FILE *out) {
+    int size = t->ranks ? t->ranks->size : 1;
+    int64_t count = t->cfg->log_straggler ? t->cfg->straggler_minmax_count : 1;
+    if (size == 1) return;
+    for (int i = 0; i < size; i++) t->busy_sorted[i] = busy_seconds(t, i);
     qsort(t->busy_sorted, (size_t)size, sizeof(double), by_seconds);
-    printf(" rank times without waiting (ms): min %.1f | median %.1f | max %.1f | slowest: rank %d",
-           1e3 * t->busy_sorted[0], 1e3 * t->busy_sorted[size / 2], 1e3 * t->busy_sorted[size - 1], slowest);
-    if (t->hosts) printf(" on %s", t->hosts + (ptrdiff_t)slowest * RANK_HOST_BYTES);
-    putchar('\n');
+    fprintf(out, " rank times without waiting (ms): min %.1f | median %.1f | max %.1f | slowest:",
+            1e3 * t->busy_sorted[0], 1e3 * t->busy_sorted[size / 2], 1e3 * t->busy_sorted[size - 1]);
+    for (int64_t k = 0, rank = -1; k < count && k < size; k++) {
+        rank = next_slowest(t, (int)rank);
+        fprintf(out, "%s rank %d on %s", k ? "," : "", (int)rank, t->hosts + rank * RANK_HOST_BYTES);
+    }
+    fputc('\n', out);
 }
 
 /* ---- the iteration line ---- */
@@ -100,10 +124,14 @@ bool report_iteration(struct trainer *t, const struct step_result *r, int64_t ba
         .num_zeros = r->num_zeros,
         .model_flops = flops_of_batch(&t->flops, (double)batch_size),
         .hardware_flops = t->world_gemm_flops * share,
-        .recompute_seconds =
-            t->rank_reports[largest_rank(t, WORD_RECOMPUTE_SECONDS) * RANK_REPORT_WORDS + WORD_RECOMPUTE_SECONDS],
+        .recompute_seconds = t->rank_reports[largest_rank(t, WORD_RECOMPUTE_SECONDS) * RANK_REPORT_WORDS +
+                                             WORD_RECOMPUTE_SECONDS],
         .max_attention_logit = -1,
         .memory = memory_of(t),
+        .rank_peaks = t->ranks && t->ranks->size > 1 ? t->rank_reports + WORD_PEAK : NULL,
+        .rank_peaks_stride = RANK_REPORT_WORDS,
+        .exposed_communication_seconds =
+            t->rank_reports[largest_rank(t, WORD_WAIT_SECONDS) * RANK_REPORT_WORDS + WORD_WAIT_SECONDS],
         .has_params_hash = t->cfg->log_params_hash,
         .params_hash = params_hash};
     bool printed = metrics_iteration(t->metrics, &record);
@@ -113,7 +141,7 @@ bool report_iteration(struct trainer *t, const struct step_result *r, int64_t ba
     if (printed && first_reports)
         metrics_memory_report(stdout, record.memory.peak_rank, t->state.iteration, &record.memory);
     if (printed) timers_report(t->timers, (double)t->cfg->log_interval, stdout);
-    if (printed) print_stragglers(t);
+    if (printed) print_stragglers(t, stdout);
     return printed;
 }
 

@@ -59,19 +59,29 @@ static void place_model(struct model *m, const struct config *cfg, const struct 
 }
 
 static int split_layers(struct setup *s, const struct config *cfg, struct err *err) {
-    struct pipeline_split_options options = {
-        .layers = (int)cfg->num_layers,
-        .stages = (int)cfg->pipeline_model_parallel_size,
-        .chunks = (int)cfg->virtual_stages,
-        .account_embedding = cfg->account_for_embedding_in_pipeline_split,
-        .account_loss = cfg->account_for_loss_in_pipeline_split,
-        .layout = cfg->pipeline_model_parallel_layout};
+    struct pipeline_split_options options = {.layers = (int)cfg->num_layers,
+                                             .stages = (int)cfg->pipeline_model_parallel_size,
+                                             .chunks = (int)cfg->virtual_stages,
+                                             .account_embedding =
+                                                 cfg->account_for_embedding_in_pipeline_split,
+                                             .account_loss = cfg->account_for_loss_in_pipeline_split,
+                                             .layout = cfg->pipeline_model_parallel_layout};
     if (config_is_set(cfg, decoder_first_pipeline_num_layers))
         options.first_layers = (int)cfg->decoder_first_pipeline_num_layers;
     if (config_is_set(cfg, decoder_last_pipeline_num_layers))
         options.last_layers = (int)cfg->decoder_last_pipeline_num_layers;
-    s->split = mem_new_array(struct pipeline_chunk, (size_t)(options.stages * options.chunks), "pipeline split");
-    return pipeline_split(&options, s->split, err);
+    s->split =
+        mem_new_array(struct pipeline_chunk, (size_t)(options.stages * options.chunks), "pipeline split");
+    if (pipeline_split(&options, s->split, err)) return -1;
+    for (int i = 0; i < options.stages * options.chunks; i++) {
+        const struct pipeline_chunk *c = &s->split[i];
+        if (!c->num_layers && !c->embedding && !c->head)
+            return err_set(err,
+                           "--pipeline-model-parallel-layout: chunk %d of stage %d holds nothing: give every "
+                           "stage a layer, the embedding or the loss",
+                           i / options.stages, i % options.stages);
+    }
+    return 0;
 }
 
 static const struct schedule *schedule_from_config(const struct config *cfg) {
@@ -87,7 +97,8 @@ static int64_t bucket_elements(const struct config *cfg, int64_t ranks) {
     return ranks * 1000000 > 40000000 ? ranks * 1000000 : 40000000;
 }
 
-static struct plan_layout layout_from_config(struct setup *s, const struct config *cfg, const struct mesh *mesh) {
+static struct plan_layout layout_from_config(struct setup *s, const struct config *cfg,
+                                             const struct mesh *mesh) {
     static const enum plan_sharding sharding[] = {[SHARDING_NONE] = PLAN_SHARD_NONE,
                                                   [SHARDING_OPTIM] = PLAN_SHARD_OPTIM,
                                                   [SHARDING_OPTIM_GRADS] = PLAN_SHARD_GRADS,
@@ -105,6 +116,8 @@ static struct plan_layout layout_from_config(struct setup *s, const struct confi
                                 .data = ranks,
                                 .data_rank = mesh->dp * mesh->shape.context + mesh->cp,
                                 .sharding = sharding[cfg->sharding],
+                                .num_buckets =
+                                    config_is_set(cfg, ddp_num_buckets) ? (int)cfg->ddp_num_buckets : 0,
                                 .bucket_elements = bucket_elements(cfg, ranks),
                                 .overlap_param_gather = cfg->overlap_param_gather,
                                 .distribute_saved = cfg->distribute_saved_activations};
@@ -132,16 +145,18 @@ static int check_schedule(const struct config *cfg, const struct plan_request *r
     const struct plan_layout *l = &r->layout;
     for (int i = -1; i <= r->num_other_counts; i++) {
         bool eval = i == r->num_other_counts;
-        struct schedule_shape shape = {
-            .stages = l->stages,
-            .stage = l->stage,
-            .chunks = l->chunks,
-            .micro_batches = eval ? r->eval_micro_batches : i < 0 ? r->micro_batches : r->other_counts[i],
-            .group = l->group,
-            .forward_only = eval};
+        struct schedule_shape shape = {.stages = l->stages,
+                                       .stage = l->stage,
+                                       .chunks = l->chunks,
+                                       .micro_batches = eval    ? r->eval_micro_batches
+                                                        : i < 0 ? r->micro_batches
+                                                                : r->other_counts[i],
+                                       .group = l->group,
+                                       .forward_only = eval};
         const char *needs = l->schedule->refuses(&shape);
         if (needs)
-            return err_set(err, "--pipeline-schedule %s cannot run %d micro-batches on %d stages of %d chunks: %s",
+            return err_set(err,
+                           "--pipeline-schedule %s cannot run %d micro-batches on %d stages of %d chunks: %s",
                            l->schedule->name, shape.micro_batches, l->stages, l->chunks, needs);
     }
     (void)cfg;

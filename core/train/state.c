@@ -47,9 +47,10 @@ static struct checkpoint_model model_of(const struct trainer *t) {
     return out;
 }
 
-/* The held elements of one parameter, from the first on: those that this rank saves, then replicas of others. */
-static void list_part(struct trainer *t, const struct plan_param *p, int64_t first, int64_t count, bool writes,
-                      bool with_optimizer) {
+/* The held elements of one parameter, from the first on: those that this rank saves, then replicas of others.
+ */
+static void list_part(struct trainer *t, const struct plan_param *p, int64_t first, int64_t count,
+                      bool writes, bool with_optimizer) {
     struct checkpoint_tensor c = {.name = p->name,
                                   .num_dims = p->num_dims,
                                   .dims = {p->shard.full[0], p->shard.full[1]},
@@ -96,9 +97,13 @@ void state_open(struct trainer *t) {
         t->shapes[i] =
             (struct checkpoint_shape){all[i].name, all[i].num_dims, {all[i].dims[0], all[i].dims[1]}};
     mem_free(all);
+    if (!t->cfg->async_save || !t->cfg->save) return;
+    int count = list_tensors(t, !t->cfg->no_save_optim && !t->cfg->skip_train);
+    t->async = checkpoint_async_open(checkpoint_async_bytes(t->tensors, count));
 }
 
 void state_close(struct trainer *t) {
+    checkpoint_async_close(t->async);
     for (int i = 0; i < t->num_shapes; i++) mem_free((void *)(uintptr_t)t->shapes[i].name);
     mem_free(t->shapes);
     mem_free(t->tensors);
@@ -148,9 +153,8 @@ int state_load(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
     struct checkpoint_info info = {0};
     int status = 0;
-    if (cfg->load &&
-        checkpoint_find_together(group_of(t).world, cfg->load, config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0,
-                                 &info, err))
+    if (cfg->load && checkpoint_find_together(group_of(t).world, cfg->load,
+                                              config_is_set(cfg, ckpt_step) ? cfg->ckpt_step : 0, &info, err))
         return -1;
     if (info.found) {
         status = load_from(t, cfg->load, cfg->finetune, err);
@@ -191,9 +195,32 @@ int state_save(struct trainer *t, struct err *err) {
     checkpoint_set_extra(&state, "nan_iterations", (double)s->nan_iterations);
     checkpoint_set_extra(&state, "scheduled_samples", (double)s->scheduled_samples);
     if (t->setup.tokenizer) checkpoint_set_extra(&state, "eod_id", (double)tokenizer_eod(t->setup.tokenizer));
+    if (state_finish(t, err)) return -1;
     int count = list_tensors(t, !cfg->no_save_optim);
-    if (checkpoint_save(cfg->save, &options, &model, t->tensors, count, &state, t->config_json.data, err))
-        return -1;
+    int status = t->async ? checkpoint_async_begin(t->async, cfg->save, &options, &model, t->tensors, count,
+                                                   &state, t->config_json.data, err)
+                          : checkpoint_save(cfg->save, &options, &model, t->tensors, count, &state,
+                                            t->config_json.data, err);
+    if (status) return -1;
+    t->saving = t->async != NULL;
     t->last_saved_iteration = s->iteration;
     return 0;
+}
+
+int state_finish(struct trainer *t, struct err *err) {
+    if (!t->saving) return 0;
+    t->saving = false;
+    int64_t iteration = checkpoint_async_iteration(t->async);
+    if (checkpoint_async_finish(t->async, err)) {
+        t->last_saved_iteration = -1;
+        return -1;
+    }
+    log_info("the checkpoint of iteration %lld is complete", (long long)iteration);
+    return 0;
+}
+
+int state_poll(struct trainer *t, struct err *err) {
+    if (!t->saving) return 0;
+    bool writing = checkpoint_async_poll(t->async) == CHECKPOINT_WRITING;
+    return ranks_max(t->ranks, writing) > 0 ? 0 : state_finish(t, err);
 }

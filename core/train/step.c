@@ -1,5 +1,5 @@
-/* One iteration: walk this rank's list of actions over the micro-batches, put gradients, loss and token counts of all
- * ranks together, then update the weights. */
+/* One iteration: walk this rank's list of actions over the micro-batches, put gradients, loss and token
+ * counts of all ranks together, then update the weights. */
 #include "core/train/trainer.h"
 #include "core/train/sync.h"
 #include <math.h>
@@ -11,8 +11,8 @@ static double tokens_that_count(const struct batch *b) {
 }
 
 /* Megatron-LM: the loss of a micro-batch is the sum over its tokens divided by their number, and the step's
- * loss is the mean over micro-batches of all data-parallel ranks; with --calculate-per-token-loss the sum is divided
- * once, by all tokens of the step. */
+ * loss is the mean over micro-batches of all data-parallel ranks; with --calculate-per-token-loss the sum is
+ * divided once, by all tokens of the step. */
 static float loss_grad_scale(const struct trainer *t, double tokens, int micro_batches) {
     double scale = t->state.loss_scale.scale;
     if (t->cfg->calculate_per_token_loss) return (float)scale;
@@ -29,8 +29,8 @@ static bool counts_tokens(const struct trainer *t) {
     return m->tp_rank == 0 && m->cp_rank == 0;
 }
 
-/* The micro-batch of a forward action. Stages in the middle read no data; the index names the random numbers and is
- * that of the micro-batch in the global batch, whatever the layout. */
+/* The micro-batch of a forward action. Stages in the middle read no data; the index names the random numbers
+ * and is that of the micro-batch in the global batch, whatever the layout. */
 static int next_micro_batch(struct trainer *t, struct loader *loader, const struct action *a, bool training,
                             int micro_batches, struct micro_batch *out, double *tokens_p, struct err *err) {
     const struct plan_chunk *chunk = &t->setup.plan.chunks[a->chunk];
@@ -67,8 +67,8 @@ static void note_action(struct trainer *t, const struct action *a) {
                         (long long)t->state.iteration + 1, names[a->kind], a->micro_batch);
 }
 
-static int run_actions(struct trainer *t, struct loader *loader, const struct schedule_list *list, bool training,
-                       int micro_batches, double *tokens_p, struct err *err) {
+static int run_actions(struct trainer *t, struct loader *loader, const struct schedule_list *list,
+                       bool training, int micro_batches, double *tokens_p, struct err *err) {
     for (int i = 0; i < list->count; i++) {
         const struct action *a = &list->actions[i];
         struct micro_batch micro;
@@ -81,8 +81,8 @@ static int run_actions(struct trainer *t, struct loader *loader, const struct sc
     return 0;
 }
 
-/* The masked loss sum and the number of tokens, over all ranks. Ranks of one tensor-parallel group have the same sum:
- * the first one tells it. */
+/* The masked loss sum and the number of tokens, over all ranks. Ranks of one tensor-parallel group have the
+ * same sum: the first one tells it. */
 static void sum_losses(const struct trainer *t, double *loss_sum_p, double *tokens_p) {
     double sums[2] = {t->setup.plan.request.model.tp_rank == 0 ? *loss_sum_p : 0, *tokens_p};
     if (t->ranks) comm_all_reduce(t->ranks->comms.world, sums, 2, COMM_F64, COMM_SUM);
@@ -140,7 +140,8 @@ int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, str
     struct train_state *state = &t->state;
     double tokens, scale = state->loss_scale.scale;
     int64_t bad;
-    *out = (struct step_result){.micro_batches = (int)(batch_size / cfg->micro_batch_size / cfg->data_parallel_size),
+    *out = (struct step_result){.micro_batches =
+                                    (int)(batch_size / cfg->micro_batch_size / cfg->data_parallel_size),
                                 .tokens = batch_size * cfg->seq_length,
                                 .num_zeros = -1,
                                 .params_norm = -1};

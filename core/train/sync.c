@@ -57,7 +57,6 @@ void sync_set_overlap(struct sync *s, bool grad_reduce, bool param_gather) {
     s->overlap_gather = param_gather;
 }
 
-
 static bool is_sharded(const struct plan_bucket *b) {
     return b->shard_elements < b->elements;
 }
@@ -92,10 +91,7 @@ static void make_bucket_forms(struct executor *e, int bucket, const char *stagin
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
         if (p->bucket != bucket) continue;
-        if (staging)
-            make_forms(e, i, staging + (size_t)p->offset * dtype_bytes(dtype), dtype);
-        else
-            make_forms(e, i, executor_at(e, p->master), DTYPE_F32);
+        make_forms(e, i, staging + (size_t)p->offset * dtype_bytes(dtype), dtype);
     }
 }
 
@@ -129,7 +125,8 @@ static void place_unit(struct executor *e, int bucket) {
     }
 }
 
-/* Brings the bucket's weights: from the staging buffer where they are on their way, or by a gather of its own. */
+/* Brings the bucket's weights: from the staging buffer where they are on their way, or by a gather of its
+ * own. */
 static void fetch(struct executor *e, int bucket) {
     struct sync *s = e->sync;
     int buffer = 0;
@@ -164,7 +161,8 @@ static int next_unit(const struct executor *e, const struct action *a, int segme
     int step = a->kind == ACTION_FORWARD ? 1 : -1;
     for (int i = segment + step; i >= c->first_segment && i < c->first_segment + c->num_segments; i += step) {
         int unit = e->plan->segments[i].unit;
-        if (unit >= 0 && e->plan->buckets[unit].gathers_weights && !has_unit_weights(e->sync, unit)) return unit;
+        if (unit >= 0 && e->plan->buckets[unit].gathers_weights && !has_unit_weights(e->sync, unit))
+            return unit;
     }
     return NOBODY;
 }
@@ -193,15 +191,27 @@ static void need_weights(struct executor *e, const struct action *a, int segment
     prefetch(e, next_unit(e, a, segment));
 }
 
+bool sync_is_local(const struct executor *e, int param) {
+    return !is_sharded(&e->plan->buckets[e->plan->params[param].bucket]);
+}
+
+void sync_pack_local(struct executor *e, int param) {
+    const struct plan_param *p = &e->plan->params[param];
+    pack(e, p, executor_at(e, p->master), DTYPE_F32, &e->views[param]);
+}
+
 void sync_weights_changed(struct executor *e) {
+    for (int i = 0; i < e->plan->num_params; i++)
+        if (sync_is_local(e, i)) make_forms(e, i, executor_at(e, e->plan->params[i].master), DTYPE_F32);
+    sync_shards_changed(e);
+}
+
+void sync_shards_changed(struct executor *e) {
     struct sync *s = e->sync;
     for (int i = 0; i < 2; i++) s->unit_weights[i] = NOBODY;
     for (int i = e->plan->num_buckets - 1; i >= 0; i--) {
         const struct plan_bucket *b = &e->plan->buckets[i];
-        if (!is_sharded(b))
-            make_bucket_forms(e, i, NULL);
-        else if (!b->gathers_weights)
-            s->stale[i] = true;
+        if (is_sharded(b) && !b->gathers_weights) s->stale[i] = true;
     }
     for (int i = e->plan->num_buckets - 1; i >= 0 && !s->overlap_gather; i--)
         if (s->stale[i]) fetch(e, i);
@@ -230,15 +240,16 @@ static void fold_unit(struct executor *e, int buffer) {
     *u = (struct unit_grads){NOBODY, NULL};
 }
 
-/* Gradients of a unit's parameters go to a buffer of their own, for this micro-batch alone. With the fused loss they are
- * written by forward already. */
+/* Gradients of a unit's parameters go to a buffer of their own, for this micro-batch alone. With the fused
+ * loss they are written by forward already. */
 static void need_unit_grads(struct executor *e, int segment) {
     const struct plan *plan = e->plan;
     struct sync *s = e->sync;
     int bucket = plan->segments[segment].unit, buffer = s->next_grads;
     fold_unit(e, buffer);
     char *base = executor_at(e, plan->unit_grads[buffer]);
-    KERNEL_CALL(fill, &e->stream, .y = base, .n = plan->buckets[bucket].elements, .value = 0, .dtype = DTYPE_F32);
+    KERNEL_CALL(fill, &e->stream, .y = base, .n = plan->buckets[bucket].elements, .value = 0,
+                .dtype = DTYPE_F32);
     for (int i = 0; i < plan->num_params; i++) {
         if (plan->params[i].bucket != bucket) continue;
         e->views[i].grad = (float *)(void *)(base + plan->params[i].grad);
@@ -282,17 +293,17 @@ void sync_after_segment(struct executor *e, const struct action *a, int segment)
     int unit = plan->segments[segment].unit;
     if (unit >= 0) {
         struct unit_grads *u = &s->unit_grads[s->running_grads];
-        *u = (struct unit_grads){unit, comm_start_reduce_scatter(
-                                           e->comms.data, executor_at(e, plan->unit_grads[s->running_grads]),
-                                           plan->buckets[unit].shard_elements, COMM_F32)};
+        *u = (struct unit_grads){
+            unit, comm_start_reduce_scatter(e->comms.data, executor_at(e, plan->unit_grads[s->running_grads]),
+                                            plan->buckets[unit].shard_elements, COMM_F32)};
     }
     if (!a->last_of_chunk || !s->overlap_grads) return;
     for (int i = 0; i < plan->num_buckets; i++)
         if (!plan->buckets[i].is_unit && plan->buckets[i].segment == segment) start_reduction(e, i);
 }
 
-/* Sums of held gradients over another group, for parameters of which each member makes a part; a few at a time in
- * flight. */
+/* Sums of held gradients over another group, for parameters of which each member makes a part; a few at a
+ * time in flight. */
 enum { IN_FLIGHT = 64 };
 struct sums {
     struct comm_request *requests[IN_FLIGHT];

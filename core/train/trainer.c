@@ -77,7 +77,8 @@ static void check_memory_limit(const struct config *cfg, const struct plan *plan
             "out of device memory: the plan needs %s (%zu bytes) on rank %d and --device-memory-limit is %s; "
             "the cheapest "
             "recompute setting that fits is %s (%s)",
-            need, plan->arena_bytes, rank, limit, remedy, str_format_bytes(with, sizeof(with), (double)bytes));
+            need, plan->arena_bytes, rank, limit, remedy,
+            str_format_bytes(with, sizeof(with), (double)bytes));
     die(STATUS_OUT_OF_MEMORY,
         "out of device memory: the plan needs %s (%zu bytes) on rank %d and --device-memory-limit is %s; no "
         "recompute setting "
@@ -217,8 +218,9 @@ static void check_equal_plans(const struct trainer *t) {
         int64_t hashes[2] = {(int64_t)t->setup.plan.hash, -(int64_t)t->setup.plan.hash};
         comm_all_reduce(comms[i], &hashes[0], 1, COMM_I64, COMM_MAX);
         comm_all_reduce(comms[i], &hashes[1], 1, COMM_I64, COMM_MAX);
-        CHECK(hashes[0] == -hashes[1], "the ranks of group %s have different plans: start the same binary "
-                                       "with the same flags on every node",
+        CHECK(hashes[0] == -hashes[1],
+              "the ranks of group %s have different plans: start the same binary "
+              "with the same flags on every node",
               comm_name(comms[i]));
     }
 }
@@ -238,8 +240,7 @@ static int open_memory(struct trainer *t, struct err *err) {
 }
 
 int trainer_open(struct trainer *t, const struct config *cfg, const struct ranks *ranks, struct err *err) {
-    *t = (struct trainer){
-        .cfg = cfg, .ranks = ranks, .start_ns = clock_now_ns(), .last_saved_iteration = -1};
+    *t = (struct trainer){.cfg = cfg, .ranks = ranks, .start_ns = clock_now_ns(), .last_saved_iteration = -1};
     int status = cfg->exit_signal_handler ? signals_install(cfg->exit_signal, err) : 0;
     if (!status) status = open_memory(t, err);
     if (ranks_agree(ranks, status, err)) return -1;

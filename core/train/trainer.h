@@ -21,8 +21,8 @@
 #include "core/train/ranks.h"
 #include "core/train/update.h"
 
-/* What the flags mean for the plan of one rank: tokenizer (for the vocabulary), model, recompute policy, kernels,
- * its part of the layers and of the schedule. Any rank can be planned, running or not. */
+/* What the flags mean for the plan of one rank: tokenizer (for the vocabulary), model, recompute policy,
+ * kernels, its part of the layers and of the schedule. Any rank can be planned, running or not. */
 struct setup {
     struct tokenizer *tokenizer; /* NULL for mock data without tokenizer flags */
     int64_t vocab_size, padded_vocab_size;
@@ -73,15 +73,17 @@ struct trainer {
     struct tensorboard *tensorboard;
     struct trace *trace;
     struct timers *timers;
-    double *rank_reports; /* RANK_REPORT_WORDS of each rank */
-    double *busy_sorted;  /* one per rank */
-    char *hosts;          /* RANK_HOST_BYTES of each rank */
+    double *rank_reports;    /* RANK_REPORT_WORDS of each rank */
+    double *busy_sorted;     /* one per rank */
+    char *hosts;             /* RANK_HOST_BYTES of each rank */
     double world_gemm_flops; /* of a full step, all ranks */
     int timer_step, timer_optimizer, timer_data, timer_eval, timer_save;
     int64_t start_iteration, last_saved_iteration;
     uint64_t start_ns;
     struct checkpoint_tensor *tensors; /* what this rank holds */
     int num_tensors;
+    struct checkpoint_async *async;  /* --async-save, else NULL */
+    bool saving;                     /* a save runs in the background; the same on all ranks */
     struct checkpoint_shape *shapes; /* every tensor of the model */
     int num_shapes;
     struct str config_json;
@@ -97,12 +99,13 @@ int trainer_run(struct trainer *t);
 /* step.c: forward, backward and update of one iteration. Returns -1 with a message when the data fails. */
 int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, struct err *err);
 /* Runs the forward of --eval-global-batch-size samples of a loader and adds to the sums, of all ranks. */
-int step_evaluate(struct trainer *t, struct loader *loader, double *loss_sum_p, double *tokens_p, struct err *err);
+int step_evaluate(struct trainer *t, struct loader *loader, double *loss_sum_p, double *tokens_p,
+                  struct err *err);
 /* "lm loss is not finite" and the first bad tensor, found by repeating the micro-batches of the last step. */
 void step_diagnose(struct trainer *t, int64_t batch_size, struct str *out);
 
 /* report.c: what the ranks tell rank 0 after each iteration, and the lines made from it. */
-enum { RANK_REPORT_WORDS = 4, RANK_HOST_BYTES = 64 };
+enum { RANK_REPORT_WORDS = 5, RANK_HOST_BYTES = 64 };
 bool report_iteration(struct trainer *t, const struct step_result *r, int64_t batch_size, double seconds);
 /* At start: layer -> (stage, chunk, recomputed or kept). */
 void report_layers(const struct trainer *t, FILE *out);
@@ -111,4 +114,8 @@ void report_layers(const struct trainer *t, FILE *out);
 void state_open(struct trainer *t);
 void state_close(struct trainer *t);
 int state_load(struct trainer *t, struct err *err);
+/* With --async-save the save goes on in the background: state_poll puts it in force once all ranks have
+ * written, state_finish waits for that. A save that is still running is finished first. */
 int state_save(struct trainer *t, struct err *err);
+int state_poll(struct trainer *t, struct err *err);
+int state_finish(struct trainer *t, struct err *err);

@@ -1,5 +1,5 @@
-/* Weights: their start, their update, and sums over all of them. Each rank works on the elements that it holds;
- * sums over the model take each element once, from the rank that counts it. */
+/* Weights: their start, their update, and sums over all of them. Each rank works on the elements that it
+ * holds; sums over the model take each element once, from the rank that counts it. */
 #include "core/train/update.h"
 #include "core/base/hash.h"
 #include "core/train/sync.h"
@@ -8,8 +8,8 @@
 
 enum { INIT_ITERATION = -1 };
 
-/* Initial weights are a function of the seed, the parameter's name and the element's place in the whole tensor, so no
- * layout can change them. */
+/* Initial weights are a function of the seed, the parameter's name and the element's place in the whole
+ * tensor, so no layout can change them. */
 static struct rng_key init_key(const struct executor *e, const char *name) {
     return (struct rng_key){.seed = e->seed,
                             .iteration = (uint32_t)INIT_ITERATION,
@@ -106,22 +106,24 @@ void update_apply(struct executor *e, const struct update_options *o) {
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
         bool decays = p->decays || (p->is_qk_norm && o->decay_qk_norm);
+        bool is_local = sync_is_local(e, i);
         if (!p->held_count) continue;
         KERNEL_CALL(adamw, &e->stream, .master = executor_at(e, p->master), .m = executor_at(e, p->exp_avg),
                     .v = executor_at(e, p->exp_avg_sq), .grad = executor_at(e, p->held_grad),
-                    .n = p->held_count,
+                    .model = is_local && p->plain != SIZE_MAX ? executor_at(e, p->plain) : NULL, .n = p->held_count,
                     .learning_rate = (float)(p->is_embedding ? o->embedding_learning_rate : o->learning_rate),
                     .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = (float)o->epsilon,
                     .weight_decay = decays ? (float)o->weight_decay : 0,
                     .bias_correction1 = (float)(1 - pow(o->beta1, (double)o->step)),
                     .bias_correction2 = (float)(1 - pow(o->beta2, (double)o->step)),
                     .grad_scale = o->grad_scale, .model_dtype = plan->request.model.dtype);
+        if (is_local) sync_pack_local(e, i); /* while the master is in cache */
     }
-    sync_weights_changed(e);
+    sync_shards_changed(e);
 }
 
-/* One term per element, of its name, place and bits; their sum does not depend on who holds what. Rows that only pad
- * the vocabulary are left out: their number depends on the layout. */
+/* One term per element, of its name, place and bits; their sum does not depend on who holds what. Rows that
+ * only pad the vocabulary are left out: their number depends on the layout. */
 static uint64_t hash_stretch(const float *x, int64_t count, uint64_t name, uint64_t first) {
     uint64_t sum = 0;
     for (int64_t i = 0; i < count; i++) {

@@ -1,10 +1,10 @@
 #include "kernels/kernels.h"
 
 static const char *check_shape(int64_t s, int64_t b, int64_t h, int64_t vocab, int64_t max_positions,
-                               int has_words, int has_positions, enum dtype dtype) {
+                               int has_positions, enum dtype dtype) {
     if (s < 0 || b < 0) return "s and b must not be negative";
     if (h < 1) return "h must be at least 1";
-    if (has_words && vocab < 1) return "vocab must be at least 1";
+    if (vocab < 1) return "vocab must be at least 1";
     if (has_positions && max_positions < 1) return "max_positions must be at least 1";
     if (!dtype_is_float(dtype)) return "dtype must be fp32, bf16 or fp16";
     return NULL;
@@ -19,7 +19,7 @@ static const char *check_columns(int64_t s, int64_t stride, int64_t first_column
 
 const char *embedding_forward_check(const struct embedding_forward_args *args) {
     const char *wrong = check_shape(args->s, args->b, args->h, args->vocab, args->max_positions,
-                                    args->weight != NULL, args->position_weight != NULL, args->dtype);
+                                    args->position_weight != NULL, args->dtype);
     return wrong ? wrong : check_columns(args->s, args->stride, args->first_column);
 }
 
@@ -34,7 +34,7 @@ struct kernel_cost embedding_forward_cost(const struct embedding_forward_args *a
 
 const char *embedding_backward_check(const struct embedding_backward_args *args) {
     const char *wrong = check_shape(args->s, args->b, args->h, args->vocab, args->max_positions,
-                                    args->dweight != NULL, args->dposition_weight != NULL, args->dtype);
+                                    args->dposition_weight != NULL, args->dtype);
     return wrong ? wrong : check_columns(args->s, args->stride, args->first_column);
 }
 

@@ -37,15 +37,15 @@ static void run_trainer(const char *const *extra, int count) {
     for (int i = 0; i < count; i++) argv[argc++] = extra[i];
     struct config_module modules[MODULE_COUNT];
     for (int i = 0; i < MODULE_COUNT; i++)
-        modules[i] =
-            (struct config_module){recompute_module_info(i)->name, i != MODULE_layer, "not a module"};
+        modules[i] = (struct config_module){recompute_module_info(i)->name,
+                                            !recompute_module_info(i)->is_internal, "not a module"};
     struct config cfg;
     struct err err = {{0}};
     struct trainer t;
     struct mem_stats start = mem_stats();
     EXPECT(config_parse(argc, argv, &cfg, &err) == 0, "%s", err.text);
     EXPECT(config_validate(&cfg, modules, MODULE_COUNT, &err) == 0, "%s", err.text);
-    EXPECT(trainer_open(&t, &cfg, &err) == 0, "%s", err.text);
+    EXPECT(trainer_open(&t, &cfg, NULL, &err) == 0, "%s", err.text);
     struct step_result r;
     uint64_t allocations = 0, live = 0;
     for (int i = 0; i < 6; i++) {
@@ -53,7 +53,7 @@ static void run_trainer(const char *const *extra, int count) {
         EXPECT(step_run(&t, 4, &r, &err) == 0, "%s", err.text);
         t.state.iteration++;
         t.state.consumed_samples += 4;
-        if (i % 2) EXPECT(step_evaluate(&t, t.valid_loader, 4, &loss, &tokens, &err) == 0, "%s", err.text);
+        if (i % 2) EXPECT(step_evaluate(&t, t.valid_loader, &loss, &tokens, &err) == 0, "%s", err.text);
         struct mem_stats now = mem_stats();
         if (i >= 2) {
             EXPECT_EQ(now.allocations, allocations);

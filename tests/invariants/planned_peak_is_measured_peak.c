@@ -142,7 +142,7 @@ static double bytes_per_layer(struct model m, struct recompute_policy policy) {
         struct plan_request request = tiny_request(m, policy);
         struct plan plan;
         plan_build(&request, &plan);
-        slot[i] = plan.slot_bytes;
+        slot[i] = plan.chunks[0].slot_bytes;
         plan_free(&plan);
     }
     return (double)(slot[1] - slot[0]);

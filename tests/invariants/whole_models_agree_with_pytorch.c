@@ -62,7 +62,8 @@ static double run_step(struct tiny *t, const struct safetensors *file) {
     for (int i = 0; i < TOKENS; i++) positions[i] = i % 12, mask[i] = 1;
     struct micro_batch micro = {tokens, labels, positions, mask, 1.0f / TOKENS, 0, true};
     executor_begin_step(&t->executor, 0);
-    for (int i = 0; i < 2; i++) executor_run(&t->executor, &t->plan.actions[i], &micro);
+    const struct schedule_list *list = plan_actions(&t->plan, 1);
+    for (int i = 0; i < list->count; i++) executor_run(&t->executor, &list->actions[i], &micro);
     return t->executor.loss_sum / TOKENS;
 }
 

@@ -1,6 +1,7 @@
 /* Every call of parallel/comm against plain loops, on whatever number of ranks it is started with. Each
  * rank's input is a function of (rank, index), so every rank knows what all others have. */
 #include "tests/parallel/parallel.h"
+#include "core/base/mem.h"
 #include <math.h>
 #include <time.h>
 
@@ -51,7 +52,7 @@ static void put(void *buf, enum comm_dtype dtype, int64_t i, double v) {
         ((int32_t *)buf)[i] = (int32_t)(v * 65536 * 128);
         break;
     case COMM_I64:
-        ((int64_t *)buf)[i] = (int64_t)(v * 65536) << 24;
+        ((int64_t *)buf)[i] = (int64_t)(v * 65536) * (1 << 24);
         break;
     default:
         ((uint8_t *)buf)[i] = (uint8_t)(int)(v * 16);
@@ -329,6 +330,25 @@ TEST(requests_make_progress_while_the_caller_computes) {
     comm_close(comm);
 }
 
+TEST(nothing_is_allocated_after_open) {
+    struct comm *comm = open_all();
+    enum { N = 100000 };
+    int64_t *x = calloc((size_t)(N * comm_size(comm)), sizeof(*x));
+    uint64_t before = mem_stats().allocations;
+    for (int i = 0; i < 20; i++) {
+        struct comm_request *a = comm_start_all_reduce(comm, x, 1000, COMM_I64, COMM_SUM);
+        struct comm_request *b = comm_start_reduce_scatter(comm, x + 1000, N / 2, COMM_F32);
+        comm_wait(b);
+        comm_wait(a);
+        comm_all_gather(comm, x, N, COMM_I64);
+        comm_world_note(world, "round %d", i);
+        comm_barrier(comm);
+    }
+    EXPECT_EQ(mem_stats().allocations, before);
+    free(x);
+    comm_close(comm);
+}
+
 TEST(repeats_give_the_same_bits_on_all_members) {
     struct comm *comm = open_all();
     enum { N = 150001 };
@@ -396,6 +416,7 @@ RUN_PARALLEL_TESTS("1 2 3 4 8",
     CASE(messages_match_by_peer_and_tag_in_order),
     CASE(many_requests_on_several_groups_end_in_any_order),
     CASE(requests_make_progress_while_the_caller_computes),
+    CASE(nothing_is_allocated_after_open),
     CASE(repeats_give_the_same_bits_on_all_members),
     CASE(groups_of_some_ranks_do_not_disturb_each_other),
     CASE(barrier_holds_everyone_until_the_last_comes))

@@ -7,6 +7,7 @@
  * when built without MPI). All ranks run each test; `world` is open. Rank 0 prints "ok" when no rank failed;
  * a rank that fails prints its own "not ok" line, so that a broken communicator cannot hide a failure. */
 #include "core/base/check.h"
+#include "core/base/mem.h"
 #include "parallel/comm/comm.h"
 #include "parallel/comm/launch.h"
 #include "tests/test.h"
@@ -17,6 +18,7 @@ static struct comm_world *world;
 
 static inline int parallel_run(const struct test_case *cases, int count, int argc, char **argv) {
     struct err err = {""};
+    uint64_t blocks = mem_stats().live_blocks;
     int failed = 0, everyone[64];
     if (comm_world_open(&world, &err)) {
         printf("not ok 1 - world: %s\n", err.text);
@@ -41,6 +43,10 @@ static inline int parallel_run(const struct test_case *cases, int count, int arg
     }
     comm_close(all);
     comm_world_close(world);
+    if (mem_stats().live_blocks != blocks) {
+        printf("not ok %d - everything is freed (rank %d of %d)\n", count + 1, rank, size);
+        failed++;
+    }
     return failed != 0;
 }
 

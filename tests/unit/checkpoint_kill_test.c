@@ -105,15 +105,28 @@ static int save_iteration(struct fixture *f, uint64_t iteration) {
     return fixture_save(f, fixture_dir, &err);
 }
 
+/* The calls come from two threads then, one after the other: the caller waits in finish. */
+static bool in_background;
+
+static int save_in_child(struct fixture *f, int64_t retain) {
+    struct checkpoint_save_options options = {.retain_interval = retain};
+    if (!in_background)
+        return checkpoint_save(fixture_dir, &options, &f->model, f->tensors, f->count, &f->state, "{}", &err);
+    struct checkpoint_async *a = checkpoint_async_open(checkpoint_async_bytes(f->tensors, f->count));
+    if (checkpoint_async_begin(a, fixture_dir, &options, &f->model, f->tensors, f->count, &f->state, "{}",
+                               &err))
+        return -1;
+    fixture_fill(f, 77); /* training goes on */
+    return checkpoint_async_finish(a, &err);
+}
+
 /* Runs a save in a child that dies before its n-th call; returns true when it lived to the end. */
 static bool child_saves(struct fixture *f, uint64_t iteration, int kill_at, int64_t retain) {
     pid_t pid = fork();
     if (pid == 0) {
-        struct checkpoint_save_options options = {.retain_interval = retain};
         fixture_fill(f, iteration);
         fire.calls = 0, fire.kill_at = kill_at;
-        _exit(checkpoint_save(fixture_dir, &options, &f->model, f->tensors, f->count, &f->state, "{}",
-                              &err) != 0);
+        _exit(save_in_child(f, retain) != 0);
     }
     int status = 0;
     EXPECT(pid > 0 && waitpid(pid, &status, 0) == pid, "fork");
@@ -159,6 +172,12 @@ TEST(killed_at_any_call_while_the_old_one_is_retired) {
 TEST(killed_at_any_call_while_an_iteration_is_saved_again) {
     kill_at_every_call(false, 10, 0);
     kill_at_every_call(true, 10, 0);
+}
+
+TEST(killed_at_any_call_of_a_background_save) {
+    in_background = true;
+    kill_at_every_call(false, 20, 7);
+    in_background = false;
 }
 
 /* ---- killed at any time ---- */
@@ -297,7 +316,7 @@ TEST(a_full_disk_is_refused_before_anything_is_written) {
 RUN_TESTS(CASE(killed_at_any_call_the_old_or_the_new_checkpoint_is_whole),
           CASE(killed_at_any_call_while_the_old_one_is_retired),
           CASE(killed_at_any_call_while_an_iteration_is_saved_again),
-          CASE(killed_at_200_random_moments_it_always_resumes),
+          CASE(killed_at_any_call_of_a_background_save), CASE(killed_at_200_random_moments_it_always_resumes),
           CASE(any_write_that_fails_is_an_error_and_keeps_the_old_checkpoint),
           CASE(a_file_size_limit_is_an_error_and_keeps_the_old_checkpoint),
           CASE(a_full_disk_is_refused_before_anything_is_written))

@@ -4,9 +4,9 @@
 #include "core/base/hash.h"
 #include "core/checkpoint/checksum.h"
 #include "core/checkpoint/safetensors.h"
-#include <sys/resource.h>
-#include <signal.h>
-#include <stdlib.h>
+#include <sys/syscall.h>
+#include <errno.h>
+#include <pthread.h>
 
 static struct err err;
 

@@ -204,7 +204,7 @@ static void check_once(int round, long *reruns_p) {
     random_program(&p);
     for (int i = 0; i < WIDTH; i++) x[i] = (float)dice(PRIME), dy[i] = (float)dice(PRIME);
     oracle(&p, x, dy, y_want, dx_want);
-    recompute_compile(&p, dice(RECOMPUTE_BIT(MODULE_COUNT)), &c);
+    recompute_compile(&p, dice(RECOMPUTE_BIT(MODULE_COUNT)), false, &c);
     *reruns_p += run_compiled(&c, x, dy, y, dx);
     EXPECT(!memcmp(y, y_want, sizeof(y)), "program %d: another result", round);
     EXPECT(!memcmp(dx, dx_want, sizeof(dx)), "program %d: another gradient (%g, wanted %g)", round,

@@ -99,9 +99,9 @@ void op_add_qkv_split(struct program *p, const struct model *m, int qkv, int qkv
                                           .forms = PARAM_FORM_PLAIN});
     }
     for (int i = 0; i < 3; i++)
-        qkv_out[i] =
-            program_output(p, op, names[i], m->dtype, 4,
-                           (int64_t[]){m->micro_batch, i ? s.shape.g : s.shape.a, s.shape.s, m->head_dim}, true);
+        qkv_out[i] = program_output(
+            p, op, names[i], m->dtype, 4,
+            (int64_t[]){m->micro_batch, i ? s.shape.g : s.shape.a, s.shape.s, m->head_dim}, true);
 }
 
 /* ---- fused attention: backward reads q, k, v, the output and the log-sum-exp ---- */
@@ -110,8 +110,9 @@ static void flash_forward(struct run *r, const struct op *o) {
     const struct attention_attributes *a = o->attributes;
     KERNEL_CALL(attention_forward, r->stream, .o = run_tensor(r, o->out[0]), .lse = run_tensor(r, o->out[1]),
                 .q = run_tensor(r, o->in[0]), .k = run_tensor(r, o->in[1]), .v = run_tensor(r, o->in[2]),
-                .shape = a->shape, .window = a->window, .scale = a->scale, .dropout = r->training ? a->dropout : 0,
-                .key = run_rng(r, o), .causal = true, .dtype = run_info(r, o->in[0])->dtype);
+                .shape = a->shape, .window = a->window, .scale = a->scale,
+                .dropout = r->training ? a->dropout : 0, .key = run_rng(r, o), .causal = true,
+                .dtype = run_info(r, o->in[0])->dtype);
 }
 
 static void flash_backward(struct run *r, const struct op *o) {
@@ -119,8 +120,9 @@ static void flash_backward(struct run *r, const struct op *o) {
     KERNEL_CALL(attention_backward, r->stream, .dq = run_grad(r, o->in[0]), .dk = run_grad(r, o->in[1]),
                 .dv = run_grad(r, o->in[2]), .d_o = run_grad(r, o->out[0]), .o = run_tensor(r, o->out[0]),
                 .lse = run_tensor(r, o->out[1]), .q = run_tensor(r, o->in[0]), .k = run_tensor(r, o->in[1]),
-                .v = run_tensor(r, o->in[2]), .shape = a->shape, .window = a->window, .scale = a->scale, .dropout = a->dropout,
-                .key = run_rng(r, o), .causal = true, .dtype = run_info(r, o->in[0])->dtype);
+                .v = run_tensor(r, o->in[2]), .shape = a->shape, .window = a->window, .scale = a->scale,
+                .dropout = a->dropout, .key = run_rng(r, o), .causal = true,
+                .dtype = run_info(r, o->in[0])->dtype);
 }
 
 static const struct op_def op_attention = {
@@ -137,7 +139,8 @@ int op_add_attention(struct program *p, const struct model *m, const int qkv[3])
     int op = program_op(p, &op_attention, "attention", qkv, 3, &a, sizeof(a));
     program_draws_random(p, op);
     int o = add_context_output(p, m, op);
-    program_output(p, op, "log_sum_exp", DTYPE_F32, 3, (int64_t[]){m->micro_batch, a.shape.a, a.shape.s}, false);
+    program_output(p, op, "log_sum_exp", DTYPE_F32, 3, (int64_t[]){m->micro_batch, a.shape.a, a.shape.s},
+                   false);
     return o;
 }
 

@@ -1,6 +1,6 @@
-/* Word embedding plus learned positions. Reads the micro-batch, not a tensor; backward reads no activation. Over
- * tensor-parallel ranks the table is split by rows: each rank looks up what it has, the sum over ranks is the
- * embedding, and positions (whole on every rank) are added after it. */
+/* Word embedding plus learned positions. Reads the micro-batch, not a tensor; backward reads no activation.
+ * Over tensor-parallel ranks the table is split by rows: each rank looks up what it has, the sum over ranks
+ * is the embedding, and positions (whole on every rank) are added after it. */
 #include "core/model/ops.h"
 #include "core/model/run.h"
 
@@ -42,8 +42,9 @@ static void backward(struct run *r, const struct op *o) {
 static void forward_reduced(struct run *r, const struct op *o) {
     const struct tensor_info *y = run_info(r, o->out[0]);
     forward(r, o);
-    *run_request(r) = comm_start_all_reduce(r->comms.tp, run_tensor(r, o->out[0]),
-                                            y->dims[0] * y->dims[1] * y->dims[2], comm_dtype_of(y->dtype), COMM_SUM);
+    *run_request(r) =
+        comm_start_all_reduce(r->comms.tp, run_tensor(r, o->out[0]), y->dims[0] * y->dims[1] * y->dims[2],
+                              comm_dtype_of(y->dtype), COMM_SUM);
 }
 
 static void forward_reduced_end(struct run *r, const struct op *o) {
@@ -103,7 +104,7 @@ static void position_forward(struct run *r, const struct op *o) {
     run_copy(r, run_tensor(r, o->out[0]), run_tensor(r, o->in[0]), y);
     KERNEL_CALL(embedding_forward, r->stream, .y = run_tensor(r, o->out[0]),
                 .position_weight = run_param(r, o, 0)->plain, .positions = r->batch.positions, .s = e->s,
-                .b = e->b, .h = e->h, .max_positions = e->max_positions, .stride = e->stride,
+                .b = e->b, .h = e->h, .vocab = 1, .max_positions = e->max_positions, .stride = e->stride,
                 .first_column = e->first_column, .accumulate = true, .dtype = y->dtype);
 }
 
@@ -113,7 +114,7 @@ static void position_backward(struct run *r, const struct op *o) {
     const void *dy = run_grad(r, o->out[0]);
     KERNEL_CALL(embedding_backward, r->stream,
                 .dposition_weight = cleared_grad(r, run_param(r, o, 0), e->max_positions * e->h), .dy = dy,
-                .positions = r->batch.positions, .s = e->s, .b = e->b, .h = e->h,
+                .positions = r->batch.positions, .s = e->s, .b = e->b, .h = e->h, .vocab = 1,
                 .max_positions = e->max_positions, .stride = e->stride, .first_column = e->first_column,
                 .dtype = y->dtype);
     if (run_grad(r, o->in[0]) != dy) run_copy(r, run_grad(r, o->in[0]), dy, y);

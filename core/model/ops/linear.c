@@ -1,6 +1,6 @@
 /* y[t, out] = x[t, in] W^T + b. The gradient of the weight reads x; that of the input reads nothing. Over
- * tensor-parallel ranks a column-split layer reduces the gradient of its input while it makes the weight gradient, a
- * row-split one reduces its result. */
+ * tensor-parallel ranks a column-split layer reduces the gradient of its input while it makes the weight
+ * gradient, a row-split one reduces its result. */
 #include "core/base/str.h"
 #include "core/model/ops.h"
 #include "core/model/run.h"

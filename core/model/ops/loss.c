@@ -1,6 +1,7 @@
-/* Cross entropy over the vocabulary: of whole logits, or fused with the output projection in chunks of tokens. Over
- * tensor-parallel ranks each holds some columns of the vocabulary; the log-sum-exp and the label's logit of the whole
- * row are put together from every rank's part, in rank order, so all ranks have the same loss. */
+/* Cross entropy over the vocabulary: of whole logits, or fused with the output projection in chunks of
+ * tokens. Over tensor-parallel ranks each holds some columns of the vocabulary; the log-sum-exp and the
+ * label's logit of the whole row are put together from every rank's part, in rank order, so all ranks have
+ * the same loss. */
 #include "core/model/ops.h"
 #include "core/model/run.h"
 
@@ -38,8 +39,8 @@ static void add_losses(struct run *r, const float *loss, int64_t n) {
 }
 
 /* Losses of `rows` tokens from this rank's columns of their logits. `scratch` holds [2, parts, rows]. */
-static void cross_entropy(struct run *r, const struct loss_attributes *l, float *loss, float *lse, float *scratch,
-                          const void *logits, int64_t first, int64_t rows, enum dtype dtype) {
+static void cross_entropy(struct run *r, const struct loss_attributes *l, float *loss, float *lse,
+                          float *scratch, const void *logits, int64_t first, int64_t rows, enum dtype dtype) {
     const int32_t *labels = r->batch.labels + first;
     const float *mask = r->batch.loss_mask + first;
     if (l->parts == 1) {

@@ -52,5 +52,6 @@ int op_add_norm(struct program *p, const struct model *m, int x, const char *nam
         snprintf(full, sizeof(full), "%s.bias", prefix);
         program_param(p, op, info);
     }
-    return program_output(p, op, name, m->dtype, 3, (int64_t[]){model_rows(m), m->micro_batch, m->hidden}, true);
+    return program_output(p, op, name, m->dtype, 3, (int64_t[]){model_rows(m), m->micro_batch, m->hidden},
+                          true);
 }

@@ -24,12 +24,12 @@ static const struct op_def op_activation = {"activation", activation_forward, ac
 
 int op_add_activation(struct program *p, const struct model *m, int x) {
     int op = program_op(p, &op_activation, "activation", &x, 1, &m->activation, sizeof(m->activation));
-    return program_output(p, op, "activation", m->dtype, 3, (int64_t[]){model_seq(m), m->micro_batch, model_ffn(m)},
-                          true);
+    return program_output(p, op, "activation", m->dtype, 3,
+                          (int64_t[]){model_seq(m), m->micro_batch, model_ffn(m)}, true);
 }
 
-/* ---- dropout: the mask is a function of the element's place in the whole tensor, so backward reads nothing and no
- * layout changes it. A rank's elements are a few stretches of the whole ---- */
+/* ---- dropout: the mask is a function of the element's place in the whole tensor, so backward reads nothing
+ * and no layout changes it. A rank's elements are a few stretches of the whole ---- */
 
 enum { DROPOUT_MAX_PIECES = 8 };
 
@@ -87,7 +87,8 @@ int op_add_dropout(struct program *p, const struct model *m, int x, const char *
 
 struct probs_attributes {
     float p;
-    int64_t sequences, count, first, stride; /* elements of one sequence; where the first and the next one lie */
+    int64_t sequences, count, first,
+        stride; /* elements of one sequence; where the first and the next one lie */
 };
 
 static void probs_apply(struct run *r, const struct op *o, void *y, const void *x) {

@@ -1,5 +1,5 @@
-/* Sequence parallelism: all-gather and reduce-scatter along the sequence, which is the first dimension, so a rank's
- * rows are one stretch of the whole. */
+/* Sequence parallelism: all-gather and reduce-scatter along the sequence, which is the first dimension, so a
+ * rank's rows are one stretch of the whole. */
 #include "core/model/ops/internal.h"
 #include "core/model/ops.h"
 #include "core/model/run.h"
@@ -82,12 +82,9 @@ static void scatter_backward(struct run *r, const struct op *o) {
     gather_start(r, run_grad(r, o->in[0]), run_grad(r, o->out[0]), run_info(r, o->out[0]));
 }
 
-static const struct op_def op_reduce_scatter = {"sequence_reduce_scatter",
-                                                scatter_forward,
-                                                scatter_backward,
-                                                .forward_end = scatter_forward_end,
-                                                .backward_end = wait_end,
-                                                .grad_in = 1};
+static const struct op_def op_reduce_scatter = {"sequence_reduce_scatter", scatter_forward,
+                                                scatter_backward,          .forward_end = scatter_forward_end,
+                                                .backward_end = wait_end,  .grad_in = 1};
 
 int op_add_reduce_scatter(struct program *p, const struct model *m, int x) {
     if (!model_splits_sequence(m)) return x;

@@ -23,8 +23,8 @@ struct param_shard shard_gated_rows(const struct model *m, int64_t half, int64_t
     return s;
 }
 
-/* Rows of a group: its query heads, the key head, the value head. With fewer groups than ranks a rank holds some of
- * a group's query heads, and its key and value head together with the other ranks of that group. */
+/* Rows of a group: its query heads, the key head, the value head. With fewer groups than ranks a rank holds
+ * some of a group's query heads, and its key and value head together with the other ranks of that group. */
 struct param_shard shard_qkv_rows(const struct model *m, int64_t cols) {
     int64_t tp = model_tp(m), d = m->head_dim, per_group = (m->heads / m->groups + 2) * d;
     struct param_shard s = {.full = {m->groups * per_group, cols}};
