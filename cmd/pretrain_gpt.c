@@ -115,8 +115,9 @@ static int train(const struct config *cfg, const struct ranks *ranks, struct err
             plan_print_recompute(&trainer.setup.plan, stdout);
             if (cfg->recompute_trace) plan_print_trace(&trainer.setup.plan, stdout);
             report_layers(&trainer, stdout);
-            fflush(stdout);
         }
+        report_peaks(&trainer, ranks->rank == 0 ? stdout : NULL);
+        fflush(stdout);
         status = trainer_run(&trainer);
     }
     trainer_close(&trainer);
