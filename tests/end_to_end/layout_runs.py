@@ -24,7 +24,7 @@ GRADIENT_BOUND = math.sqrt(512 * 160) * 2.0**-24
 SCALAR_BOUND = GRADIENT_BOUND / math.sqrt(512)
 
 BASE = """--num-layers 8 --hidden-size 64 --num-attention-heads 8 --seq-length 32 --max-position-embeddings 32
- --micro-batch-size 2 --global-batch-size 16 --lr 1e-3 --lr-decay-iters 8 --mock-data
+ --micro-batch-size 2 --global-batch-size 16 --lr 1e-3 --lr-decay-iters 20 --mock-data
  --vocab-size 500 --log-interval 1 --log-params-hash --cpu-threads 1
  --hidden-dropout 0.1 --attention-dropout 0.1""".split()
 MODELS = {
@@ -164,7 +164,7 @@ class Pool:
     def __init__(self, program, directory, ranks_at_once=4):
         self.program, self.directory = program, directory
         self.capacity, self.free = ranks_at_once, ranks_at_once
-        self.changed = threading.Condition()
+        self.changed, self.queue = threading.Condition(), []
         self.number = 0
 
     def command(self, ranks, arguments):
@@ -173,9 +173,11 @@ class Pool:
 
     def execute(self, job, ranks, arguments, seconds):
         weight = min(ranks, self.capacity)
-        with self.changed:
-            self.changed.wait_for(lambda: self.free >= weight)
+        with self.changed:  # in the order in which they were started
+            self.changed.wait_for(lambda: self.queue[0] is job and self.free >= weight)
             self.free -= weight
+            self.queue.pop(0)
+            self.changed.notify_all()
         begin = time.time()
         with open(job.directory + "/out", "w") as out:
             try:
@@ -200,6 +202,8 @@ class Pool:
         job.flags += ["--metrics-file", job.directory + "/metrics"]
         if load:
             job.flags += ["--load", load.directory + "/save"]
+        with self.changed:
+            self.queue.append(job)
         job.thread = threading.Thread(target=self.execute, args=(job, world(layout), job.flags, seconds))
         job.thread.start()
         return job

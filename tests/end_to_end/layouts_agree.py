@@ -62,11 +62,11 @@ def combinations(axes, base, condition):
 
 
 def choose(candidates, axes, needed):
-    """Greedy: the candidate that covers most of what is needed, small worlds first."""
+    """Greedy: the candidate that covers most of what is needed for what it costs to run."""
     chosen, needed = [], set(needed)
     covers = [(x, pairs(x, axes)) for x in sorted(candidates, key=world)]
     while needed:
-        x, covered = max(covers, key=lambda c: len(c[1] & needed))
+        x, covered = max(covers, key=lambda c: len(c[1] & needed) / (world(c[0]) + 4))
         if not covered & needed:
             break
         chosen.append(x)
