@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""What communication ran beside what compute, from the Chrome traces of one run (one file per rank).
+"""What communication ran beside what compute, from the Chrome traces of a run (one file per rank).
 
-    overlap_of_traces.py TRACE...              a line per rank, group and kind, milliseconds per step:
-                                               rank group kind calls in_flight forward backward exposed
-    overlap_of_traces.py --exposed TRACE...    a line per group and kind: group kind milliseconds per step, of the rank
-                                               that waited longest; the first line is the total, of one rank too
+    overlap_of_traces.py TRACE...      a line per rank, group and kind, milliseconds per step:
+                                       rank group kind calls in_flight forward backward exposed
+    overlap_of_traces.py --row RANKS METRICS... -- TRACE...
+                                       part of a line of a markdown table, over the steps of several runs of RANKS ranks: the
+                                       least step time | time under way | time exposed | of which group and kind
 
 `in_flight` is the time in which at least one request of this group and kind was under way, `forward` and `backward` are
 the parts of it in which the rank computed ops of forward, or of backward and recompute; time in which it stood still for
-any communication is no compute. `exposed` is the time in which it stood still for this group and kind."""
+any communication is no compute. `exposed` is the time in which it stood still for this group and kind. In a row each
+step counts with the rank that was exposed longest, and the median over steps is given."""
 import json
+import statistics
 import sys
 
 COMMUNICATION, WAITING = 1, 2  # tracks
@@ -75,17 +78,45 @@ def rows(path):
         yield (rank, key[1], key[2].replace(" ", "-"), len(spans[key]) / steps, total(flight) / steps, *beside, exposed)
 
 
+def steps_of(path):
+    """For each step: [time under way, {(group, kind): exposed}]; a step ends where its gradient norm begins."""
+    with open(path, encoding="utf-8") as f:
+        events = [e for e in json.load(f)["traceEvents"] if e["ph"] == "X"]
+    ends = sorted(e["ts"] for e in events if e["name"] == "gradient_norm")
+    steps = []
+    for begin, end in zip(ends, ends[1:]):
+        inside = [e for e in events if begin <= e["ts"] < end and e["tid"] in (COMMUNICATION, WAITING)]
+        flight = total(union([(e["ts"], e["ts"] + e["dur"]) for e in inside if e["tid"] == COMMUNICATION]))
+        exposed = {}
+        for e in inside:
+            if e["tid"] == WAITING:
+                key = (e["cat"], e["name"])
+                exposed[key] = exposed.get(key, 0) + e["dur"] / 1e3
+        steps.append([flight, exposed])
+    return steps
+
+
+def row(ranks, metrics, traces):
+    least = []
+    for path in metrics:
+        with open(path, encoding="utf-8") as f:
+            least += [json.loads(line)["elapsed_ms"] for line in f][2:]
+    worst = []
+    for run in range(0, len(traces), ranks):
+        for of_ranks in zip(*(steps_of(path) for path in traces[run : run + ranks])):
+            worst.append(max(of_ranks, key=lambda step: sum(step[1].values())))
+    keys = {key for step in worst for key in step[1]}
+    parts = [(statistics.median(step[1].get(key, 0) for step in worst), key) for key in keys]
+    where = ", ".join("%s %s %.1f" % (group, kind, ms) for ms, (group, kind) in sorted(parts, reverse=True) if ms >= 0.1)
+    exposed = [sum(step[1].values()) for step in worst]
+    print("%.0f | %.1f | %.1f (%.1f) | %s |" % (min(least), statistics.median(step[0] for step in worst),
+                                            statistics.median(exposed), min(exposed), where))
+
+
 def main(arguments):
-    if arguments and arguments[0] == "--exposed":
-        worst, totals = {}, []
-        for path in arguments[1:]:
-            of_rank = list(rows(path))
-            totals.append(sum(r[7] for r in of_rank))
-            for r in of_rank:
-                worst[r[1:3]] = max(worst.get(r[1:3], 0), r[7])
-        print("all all %.3f" % max(totals))
-        for (group, kind), value in sorted(worst.items(), key=lambda item: -item[1]):
-            print("%s %s %.3f" % (group, kind, value))
+    if arguments and arguments[0] == "--row":
+        at = arguments.index("--")
+        row(int(arguments[1]), arguments[2:at], arguments[at + 1 :])
         return
     for path in arguments:
         for r in rows(path):
