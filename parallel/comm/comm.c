@@ -239,10 +239,11 @@ void comm_wait(struct comm_request *request) {
     struct comm_world *world = comm->world;
     uint64_t start = comm_now_ns();
     comm->transport->wait(request);
-    comm->stats[request->kind].wait_seconds += (double)(comm_now_ns() - start) * 1e-9;
+    uint64_t end = comm_now_ns();
+    comm->stats[request->kind].wait_seconds += (double)(end - start) * 1e-9;
     if (world->observe) {
         struct comm_event event = {comm->name, request->kind, request->begin_ns, request->end_ns,
-                                   request->bytes};
+                                   start,      end,           request->bytes};
         world->observe(world->observe_context, &event);
     }
     pthread_mutex_lock(&world->pool_lock);

@@ -152,12 +152,14 @@ struct comm_stats {
 const struct comm_stats *comm_stats(const struct comm *comm, enum comm_kind kind);
 void comm_reset_stats(struct comm *comm);
 
-/* Called on the waiting thread after each request ends: when the operation ran (not when it was waited for),
- * for traces. NULL removes it. */
+/* Called on the waiting thread after each request ends: when the operation ran, and when the caller stood
+ * still for it (never, when it had ended before: then the two times are next to each other). For traces; NULL
+ * removes it. */
 struct comm_event {
     const char *group;
     enum comm_kind kind;
-    uint64_t begin_ns, end_ns;
+    uint64_t begin_ns, end_ns;           /* from its start, or its turn, to its last byte */
+    uint64_t wait_begin_ns, wait_end_ns; /* the wait: exposed communication */
     double bytes;
 };
 void comm_world_set_observer(struct comm_world *world,
