@@ -153,6 +153,12 @@ static struct flops_shape flops_shape_of(const struct model *m) {
                                 .num_attention_heads = m->heads,
                                 .num_query_groups = m->groups,
                                 .kv_channels = m->head_dim,
+                                .multi_latent_attention = model_has_latents(m),
+                                .q_lora_rank = m->q_rank,
+                                .kv_lora_rank = m->kv_rank,
+                                .qk_head_dim = m->plain_dim,
+                                .qk_pos_emb_head_dim = model_has_latents(m) ? m->rotary_dim : 0,
+                                .v_head_dim = m->value_dim,
                                 .gated_linear_unit = activation_is_gated(m->activation)};
 }
 
