@@ -128,7 +128,7 @@ TEST(every_backend_assembles_what_the_formulas_say) {
     struct threads *team = threads_open(2);
     int count = list_backends(backends);
     for (int n = 0; n < count; n++)
-        for (size_t i = 0; i < ARRAY_COUNT(shapes); i++)
+        for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
             for (int dtype = DTYPE_F32; dtype <= DTYPE_F16; dtype++) {
                 struct problem x = problem_open(shapes[i], (enum dtype)dtype);
                 run(&x, backends[n], team);
