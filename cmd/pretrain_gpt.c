@@ -3,6 +3,7 @@
 #include "core/base/mem.h"
 #include "core/base/version.h"
 #include "core/checkpoint/checkpoint.h"
+#include "core/train/self_check.h"
 #include "core/train/trainer.h"
 #include <stdio.h>
 #include <string.h>
@@ -120,8 +121,9 @@ static int train(const struct config *cfg, const struct ranks *ranks, struct err
             plan_print_recompute(&trainer.setup.plan, stdout);
             if (cfg->recompute_trace) plan_print_trace(&trainer.setup.plan, stdout);
             report_layers(&trainer, stdout);
-            fflush(stdout);
         }
+        report_peaks(&trainer, ranks->rank == 0 ? stdout : NULL);
+        fflush(stdout);
         status = trainer_run(&trainer);
     }
     trainer_close(&trainer);
@@ -181,6 +183,7 @@ static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
     }
     if (cfg->dry_run) return dry_run(cfg, ranks, err);
     if (ranks_open_groups(ranks, cfg, err)) return usage_error(ranks, err);
+    if (cfg->self_check) return self_check_run(cfg, ranks, stdout, err);
     return train(cfg, ranks, err);
 }
 

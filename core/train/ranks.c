@@ -61,6 +61,10 @@ int ranks_agree(const struct ranks *r, int status, struct err *err) {
     comm_all_reduce(r->comms.world, &first_failed, 1, COMM_I64, COMM_MIN);
     if (first_failed == r->size) return 0;
     comm_broadcast(r->comms.world, err->text, sizeof(err->text), COMM_U8, (int)first_failed);
+    if (first_failed > 0 && strncmp(err->text, "rank ", 5) != 0) { /* rank 0 prints it, and it was well */
+        struct err own = *err;
+        err_set(err, "rank %d: %s", (int)first_failed, own.text);
+    }
     return -1;
 }
 

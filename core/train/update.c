@@ -110,7 +110,8 @@ void update_apply(struct executor *e, const struct update_options *o) {
         if (!p->held_count) continue;
         KERNEL_CALL(adamw, &e->stream, .master = executor_at(e, p->master), .m = executor_at(e, p->exp_avg),
                     .v = executor_at(e, p->exp_avg_sq), .grad = executor_at(e, p->held_grad),
-                    .model = is_local && p->plain != SIZE_MAX ? executor_at(e, p->plain) : NULL, .n = p->held_count,
+                    .model = is_local && p->plain != SIZE_MAX ? executor_at(e, p->plain) : NULL,
+                    .n = p->held_count,
                     .learning_rate = (float)(p->is_embedding ? o->embedding_learning_rate : o->learning_rate),
                     .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = (float)o->epsilon,
                     .weight_decay = decays ? (float)o->weight_decay : 0,

@@ -13,13 +13,16 @@
  *     ... comm_wait(r);
  *
  * Order and bits: every reduction adds the members' contributions in rank order, element by element, in
- * float32 (in double for COMM_F64), and rounds once. So a result depends on the group and its inputs only:
- * not on timing, message size or algorithm, and every member gets the same bits.
+ * float32 (in double for COMM_F64, integers in their own type), and rounds once. In MAX and MIN a NaN wins.
+ * So a result depends on the group and its inputs only: not on timing, message size or algorithm, and every
+ * member gets the same bits.
  *
- * Calls on one communicator must be made in the same order by all members. Any number of requests may be in
- * flight, on one or several communicators; they make progress on a helper thread while the caller computes.
- * A buffer belongs to the request until comm_wait. Send and receive match by (communicator, peer, tag); tags
- * 0 to COMM_MAX_TAG.
+ * Calls on one communicator must be made in the same order by all members. Up to COMM_MAX_REQUESTS requests
+ * may be in flight on a rank, on one or several communicators; they make progress on a helper thread while
+ * the caller computes. A buffer belongs to the request until comm_wait. One thread at a time may use a
+ * communicator; different ones may be used by different threads. Send and receive match by (communicator,
+ * peer, tag), in the order of their starts; tags 0 to COMM_MAX_TAG. Sizes may exceed 2^31 bytes. Reductions
+ * on one communicator run one after the other, everything else runs at once.
  *
  * Memory: comm_open takes what it will ever need; nothing is allocated later. Staging for reductions is
  * comm_staging_bytes(size) per communicator, a number that the plan can know before launch.

@@ -13,6 +13,7 @@
  * messages with one tag stay in order. */
 #include "parallel/comm/comm_transport.h"
 #include <mpi.h>
+#include <stdatomic.h>
 
 enum {
     MPI_WINDOW = 16,           /* messages in the air per flight and direction */
@@ -66,6 +67,7 @@ struct mpi_engine {
     struct comm_world *world;
     pthread_mutex_t lock;
     pthread_cond_t wake;
+    atomic_int callers; /* threads that are about to take the lock */
     pthread_t helper;
     bool stop, helper_sleeps;
     struct mpi_waiter *waiters;

@@ -301,11 +301,14 @@ static void check_size(const struct flight *f, const struct flight_slot *slot, c
     int bytes = 0;
     if (code == MPI_SUCCESS) MPI_CHECK(MPI_Get_count(status, MPI_BYTE, &bytes));
     if (code == MPI_SUCCESS && bytes == slot->bytes) return;
-    const char *kind = comm_kind_name(q->kind);
+    char which[32];
+    bool message = q->kind == COMM_KIND_RECEIVE;
+    snprintf(which, sizeof(which), "%s%lld", message ? "with tag " : "#",
+             message ? (long long)q->tag : (long long)q->sequence);
     die(STATUS_FAILED,
-        "%s #%llu of group %s: rank %d sent %s than the %lld bytes expected here: the members disagree on "
+        "%s %s of group %s: rank %d sent %s than the %lld bytes that are due here: the members disagree on "
         "the count",
-        kind, (unsigned long long)q->sequence, q->comm->name, q->comm->ranks[slot->member],
+        comm_kind_name(q->kind), which, q->comm->name, q->comm->ranks[slot->member],
         code == MPI_SUCCESS ? "less" : "more", (long long)slot->bytes);
 }
 

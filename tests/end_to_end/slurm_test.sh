@@ -88,6 +88,19 @@ finish "$bad" bad
 is "bad flags end the job with the program's status" "$(state "$bad") $(exit_code "$bad")" "FAILED 2:0"
 contains "and its message" bad.log "--no-such-flag" "training failed with status 2"
 
+# ---- a rank that is killed takes the step and the job down ----
+killed=$(submit killed 1000000 SAVE_INTERVAL=5)
+slurm_local_until 60 test -s killed/latest_checkpointed_iteration.txt
+for pid in $(grep -lszxF "SAVE=$DIR/killed" /proc/[0-9]*/environ | cut -d/ -f3); do
+    # the last rank: the first is where a fault would be noticed in any case
+    [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = pretrain_gpt ] && grep -qszxF PMIX_RANK=1 "/proc/$pid/environ" && kill -KILL "$pid"
+done
+begin=$SECONDS
+finish "$killed" killed
+is "kill -9 of one rank ends the job" "$(state "$killed")" FAILED
+ok "within KillWait, 12 s here, and what a busy machine adds" test $((SECONDS - begin)) -le 40
+contains "and it is not requeued" killed.log "training failed with status" "the last checkpoint is of iteration"
+
 # ---- srun without PMI: N processes that would each be rank 0 of 1 ----
 # shellcheck disable=SC2086
 is "plain srun is refused with status 2" "$(status_of timeout 60 srun -n 2 --oversubscribe "$PRETRAIN" $SMALL)" 2
