@@ -7,6 +7,7 @@ enum {
     HIDDEN = 64,
     FFN = 96,
     HEAD_DIM = 16,
+    LATENT = 24,
     TOKENS = 36,   /* of a sequence, at least */
     WORDS = 61,    /* odd: the vocabulary needs padding */
     PAD_WORD = 7,  /* one label in 61 does not count */
@@ -89,6 +90,13 @@ static void shrink_heads(const struct config *cfg, struct config *c) {
     }
     c->num_attention_heads = c->num_query_groups * ratio;
     c->kv_channels = HEAD_DIM;
+    if (cfg->multi_latent_attention) {
+        c->qk_head_dim = c->v_head_dim = HEAD_DIM;
+        c->qk_pos_emb_head_dim = c->rotary_dim = HEAD_DIM / 2;
+        c->kv_lora_rank = LATENT;
+        if (config_is_set(cfg, q_lora_rank)) c->q_lora_rank = LATENT;
+        return;
+    }
     if (!cfg->rotary_dim) return;
     c->rotary_dim = (int64_t)(HEAD_DIM * cfg->rotary_percent) / 2 * 2;
     if (c->rotary_dim < 2) c->rotary_dim = 2;

@@ -34,6 +34,9 @@ MODELS = {
     "llama": """--position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear
  --group-query-attention --num-query-groups 2 --untie-embeddings-and-output-weights --qk-layernorm
  --cross-entropy-loss-fusion --cross-entropy-fusion-impl linear""".split(),
+    "mla": """--multi-latent-attention --q-lora-rank 20 --kv-lora-rank 24 --qk-head-dim 6 --qk-pos-emb-head-dim 4 --v-head-dim 10
+ --rotary-scaling-factor 40 --mscale 1 --mscale-all-dim 0.5 --position-embedding-type rope --normalization RMSNorm --swiglu
+ --disable-bias-linear --untie-embeddings-and-output-weights --qk-layernorm""".split(),
 }
 DTYPE = {"fp32": [], "bf16": ["--bf16"], "fp16": ["--fp16", "--initial-loss-scale", "16777216", "--hysteresis", "1"]}
 SHARDING = {

@@ -9,7 +9,7 @@ from layout_runs import (ROUNDING, SCALAR_BOUND, GRADIENT_BOUND, Pool, Tap, flag
 AXES = {
     "tp": (1, 2, 4), "sp": (0, 1), "pp": (1, 2, 4), "vpp": (1, 2), "dp": (1, 2), "cp": (1, 2),
     "sharding": ("none", "zero1", "fsdp1", "fsdp2", "fsdp3"), "schedule": ("1f1b", "interleaved", "zero-bubble"),
-    "model": ("gpt", "llama"),
+    "model": ("gpt", "llama", "mla"),
 }
 # Attached to the rows of the table after it is made, by the same method, so that they add no rows.
 MORE_AXES = {
@@ -31,7 +31,7 @@ def legal(x):
         return False
     if x["sharding"] != "none" and x["dp"] * x["cp"] == 1:
         return False  # accepted, with a line that nothing is split
-    return True
+    return x["model"] != "mla" or x["cp"] == 1
 
 
 def legal_more(x):
@@ -102,6 +102,7 @@ SELECTIVE = ["--recompute-granularity", "selective", "--recompute-modules"]
 RECOMPUTE = {
     "core_attn": (lambda x: ["--recompute-activations"], lambda x: True),
     "modules": (lambda x: SELECTIVE + ["core_attn", "mlp", "layernorm", "mlp_act"], lambda x: True),
+    "mla_up_proj": (lambda x: SELECTIVE + ["mla_up_proj", "core_attn"], lambda x: x["model"] == "mla"),
     "mlp_act": (lambda x: SELECTIVE + ["mlp_act", "layernorm"], lambda x: True),
     "uniform 1": (lambda x: FULL + "--recompute-method uniform --recompute-num-layers 1".split(), lambda x: True),
     "uniform 2": (lambda x: FULL + "--recompute-method uniform --recompute-num-layers 2".split(), lambda x: True),
@@ -151,7 +152,7 @@ def check_table(tap, program, table, needed):
             continue  # taken, and nothing to split
         if x["pp"] == 1 and x["schedule"] == "1f1b" and x["vpp"] == 1:
             continue  # no flag of the pipeline is given
-        if x["model"] == "llama" and legal(x):
+        if x["model"] != "gpt" and legal(x):
             continue
         arguments = layout_runs.BASE + layout_runs.MODELS[x["model"]] + flags(x)
         if x["pp"] == 1:
