@@ -22,7 +22,8 @@ import time
 # one over many more elements; their errors are independent, so the mean has those of one over sqrt(512): 7.5e-7.
 GRADIENT_BOUND = math.sqrt(512 * 160) * 2.0**-24
 SCALAR_BOUND = GRADIENT_BOUND / math.sqrt(512)
-# With 16-bit numbers sums are still float32, but each of the 160 results is rounded to 8 or 11 bits, and messages too.
+# With 16-bit numbers sums are still float32, but each of the 160 results is rounded to 8 or 11 bits, and messages too. The
+# softmax's backward subtracts nearly equal ones of them: four times as much for gradients.
 ROUNDING = {"fp32": GRADIENT_BOUND, "bf16": math.sqrt(160) * 2.0**-8, "fp16": math.sqrt(160) * 2.0**-11}
 
 BASE = """--num-layers 8 --hidden-size 64 --num-attention-heads 8 --seq-length 32 --max-position-embeddings 32

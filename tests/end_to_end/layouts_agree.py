@@ -196,7 +196,7 @@ def check_statistics(tap, layout, run, one):
 
 def check_gradients(tap, layout, run, one):
     """exp_avg after the first iteration that was not skipped."""
-    bound, title = ROUNDING[layout.get("dtype", "fp32")], name(layout)
+    bound, title = ROUNDING[layout.get("dtype", "fp32")] * (4 if "dtype" in layout else 1), name(layout)
     iteration = next((line["iteration"] for line in one.lines if line["grad_norm"] is not None), 0)
     gradients = [{k: v for k, v in x.tensors(iteration, "optimizer").items() if k.startswith("exp_avg.")} for x in (run, one)]
     worst, where = relative_tensors(*gradients)
