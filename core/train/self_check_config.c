@@ -148,7 +148,7 @@ static void set_optimizer(const struct config *cfg, struct config *c) {
     c->adam_eps = 0.01;
     c->lr_decay_style = LR_DECAY_STYLE_CONSTANT;
     c->lr_warmup_steps = c->lr_warmup_init = 0;
-    if (config_is_set(cfg, decoupled_lr)) c->decoupled_lr = c->decoupled_min_lr = 0.02;
+    if (config_is_set(cfg, decoupled_lr)) c->decoupled_lr = c->decoupled_min_lr = 2 * c->lr;
 }
 
 /* Nothing is read from or written to files, nothing stops the steps. */
