@@ -264,9 +264,9 @@ void trainer_close(struct trainer *t) {
     datasets_close(t->data);
     metrics_close(t->metrics);
     tensorboard_close(t->tensorboard);
-    trace_close(t->trace);
     timers_close(t->timers);
-    if (t->executor.plan) executor_close(&t->executor);
+    if (t->executor.plan) executor_close(&t->executor); /* ends what is under way; the trace sees it */
+    trace_close(t->trace);
     arena_close(&t->arena);
     state_close(t);
     mem_free(t->rank_reports);
