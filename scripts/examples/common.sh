@@ -6,7 +6,7 @@
 #     RANKS=4 llama3_8b.sh --small       the same on four ranks of mpirun, with the model's kinds of parallelism as far as they fit
 #     llama3_8b.sh                       trains: inside a Slurm job by scripts/slurm/train.sh, else with mpirun on WORLD_SIZE ranks
 #     llama3_8b.sh --print [GROUP...]    prints its flags, one word a line: model parallel recompute precision optimizer data output,
-#                                        and on request iterations, world
+#                                        and on request small, vocabulary, iterations, world
 #
 # All other arguments go to the program after the script's own flags, so they win. Variables:
 #     DATA_PATH       tokenized data for training (a dry run plans with made-up data where it is unset)
@@ -112,6 +112,7 @@ small_layout() { # RANKS: fills LAYOUT and data_parallel
 
 if [ $small = 1 ]; then
     ranks=${RANKS:-1}
+    TRAIN_ITERS=$(value_of --train-iters 300 "${extra[@]}") WORLD_SIZE=$ranks
     small_layout "$ranks"
     micro=$((data_parallel == 1 ? 2 : 1)) batch=$((data_parallel == 1 ? 8 : 4 * data_parallel))
     corpus=${CORPUS_DIR:-$repo/build/quickstart}
@@ -119,10 +120,9 @@ if [ $small = 1 ]; then
     if [ $mode = train ]; then PREPROCESS=$(cd "$(dirname "$PRETRAIN")" && pwd)/preprocess_data "$repo/scripts/make_corpus.sh" "$corpus" >&2; fi
     MODEL+=(--seq-length 256 --max-position-embeddings 256 "${SMALL[@]}")
     PARALLEL=("${LAYOUT[@]}")
-    OPTIMIZER+=(--micro-batch-size "$micro" --global-batch-size "$batch" --lr 2e-3 --min-lr 2e-4 --lr-warmup-iters 20)
+    OPTIMIZER+=(--micro-batch-size "$micro" --global-batch-size "$batch" --lr 2e-3 --min-lr 2e-4 --lr-warmup-iters "$((TRAIN_ITERS / 15))")
     case " ${OPTIMIZER[*]} " in *" --rampup-batch-size "*) OPTIMIZER+=(--rampup-batch-size "$((batch / 2))" "$((batch / 2))" 80) ;; esac
     OUTPUT+=(--eval-interval 100 --eval-iters 4)
-    TRAIN_ITERS=300 WORLD_SIZE=$ranks
     if [ $mode = train ]; then
         DATA=(--data-path "$corpus/corpus_text_document" --split 98,2,0 --tokenizer-type ByteTokenizer)
     else
@@ -156,6 +156,7 @@ if [ $small = 0 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
     exec bash "$repo/scripts/slurm/train.sh" "${flags[@]}" "${extra[@]}"
 fi
 if [ $small = 0 ]; then
+    # mpirun kills its ranks on TERM, and hands USR1 on to them
     flags+=(--save "$SAVE" --load "$SAVE" --save-interval "$SAVE_INTERVAL" --exit-signal-handler --exit-signal SIGUSR1)
 else
     # more ranks than processors, each where the system puts it (Open MPI 4 and 5)

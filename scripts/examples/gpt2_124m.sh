@@ -42,4 +42,5 @@ OPTIMIZER=(
 )
 TOKENIZER=(--tokenizer-type GPT2BPETokenizer --vocab-file "${VOCAB_FILE:-/data/gpt2-vocab.json}" --merge-file "${MERGE_FILE:-/data/gpt2-merges.txt}")
 SMALL=(--num-layers 4 --hidden-size 256 --num-attention-heads 4)
+# shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
