@@ -32,6 +32,8 @@ struct setup {
     struct plan plan;
 };
 /* Errors are the user's: unreadable tokenizer, vocabulary, unusable --kernels. */
+/* --print-schedule: what each stage does when, and how much of the time it stands idle. */
+void setup_print_schedule(const struct setup *s, FILE *out);
 int setup_open(struct setup *s, const struct config *cfg, int rank, struct err *err);
 void setup_close(struct setup *s);
 

@@ -71,6 +71,11 @@ const char *comm_world_transport(const struct comm_world *world); /* "self", "mp
 void comm_world_note(struct comm_world *world, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Patience of every wait, in seconds; 0 waits for ever. Default 600. */
 void comm_world_set_timeout(struct comm_world *world, double seconds);
+/* While `alarmed` is true (this rank was told to end: perhaps because another one is gone, and the launcher
+ * now ends the rest), a wait of a few seconds already asks whether all ranks live. One that does not answer
+ * ends the job; ranks that answer are waited for with the usual patience. Called from any thread. NULL
+ * removes it. */
+void comm_world_set_alarm(struct comm_world *world, bool (*alarmed)(void));
 
 /* ---- groups ---- */
 
@@ -147,12 +152,14 @@ struct comm_stats {
 const struct comm_stats *comm_stats(const struct comm *comm, enum comm_kind kind);
 void comm_reset_stats(struct comm *comm);
 
-/* Called on the waiting thread after each request ends: when the operation ran (not when it was waited for),
- * for traces. NULL removes it. */
+/* Called on the waiting thread after each request ends: when the operation ran, and when the caller stood
+ * still for it (never, when it had ended before: then the two times are next to each other). For traces; NULL
+ * removes it. */
 struct comm_event {
     const char *group;
     enum comm_kind kind;
-    uint64_t begin_ns, end_ns;
+    uint64_t begin_ns, end_ns;           /* from its start, or its turn, to its last byte */
+    uint64_t wait_begin_ns, wait_end_ns; /* the wait: exposed communication */
     double bytes;
 };
 void comm_world_set_observer(struct comm_world *world,
