@@ -46,6 +46,7 @@ static int plan_stage(const struct config *cfg, int rank, struct stage_plan *out
         plan_print_memory(plan, rank, stdout);
         if (rank == 0) plan_print_recompute(plan, stdout);
         if (rank == 0 && cfg->recompute_trace) plan_print_trace(plan, stdout);
+        if (rank == 0 && cfg->print_schedule) setup_print_schedule(&setup, stdout);
         plan_write_json(plan, &out->json);
         out->bytes = plan->arena_bytes;
         out->parameters = plan->num_parameters;
@@ -116,6 +117,7 @@ static int train(const struct config *cfg, const struct ranks *ranks, struct err
             plan_print_recompute(&trainer.setup.plan, stdout);
             if (cfg->recompute_trace) plan_print_trace(&trainer.setup.plan, stdout);
             report_layers(&trainer, stdout);
+            if (cfg->print_schedule) setup_print_schedule(&trainer.setup, stdout);
         }
         report_peaks(&trainer, ranks->rank == 0 ? stdout : NULL);
         fflush(stdout);

@@ -2,6 +2,7 @@
 #include "core/base/hash.h"
 #include "core/base/mem.h"
 #include "core/base/threads.h"
+#include "core/train/signals.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -29,6 +30,10 @@ int ranks_open(struct ranks *r, struct err *err) {
     return 0;
 }
 
+static bool is_told_to_end(void) {
+    return signals_received() != 0;
+}
+
 /* Every rank opens its groups in this order. */
 int ranks_open_groups(struct ranks *r, const struct config *cfg, struct err *err) {
     struct {
@@ -39,6 +44,7 @@ int ranks_open_groups(struct ranks *r, const struct config *cfg, struct err *err
                   {MESH_DATA_CONTEXT, &r->comms.data}, {MESH_EMBEDDING, &r->comms.embedding},
                   {MESH_KV_REPLICAS, &r->comms.kv}};
     if (ranks_mesh(cfg, r->rank, &r->mesh, err)) return -1;
+    if (cfg->exit_signal_handler) comm_world_set_alarm(r->world, is_told_to_end);
     comm_world_set_timeout(r->world, 60.0 * (double)cfg->distributed_timeout_minutes);
     int *members = mem_new_array(int, (size_t)r->size, "ranks of a group");
     for (size_t i = 0; i < ARRAY_COUNT(groups); i++) {

@@ -31,6 +31,8 @@ struct setup {
     int *counts;                  /* of micro-batches, for the plan */
     struct plan plan;
 };
+/* --print-schedule: what each stage does when, and how much of the time it stands idle. */
+void setup_print_schedule(const struct setup *s, FILE *out);
 /* `threads` is their number where --cpu-threads does not say; 0: one per processor. Errors are the user's:
  * unreadable tokenizer, vocabulary, unusable --kernels. */
 int setup_open(struct setup *s, const struct config *cfg, int rank, int threads, struct err *err);

@@ -131,6 +131,10 @@ void comm_world_set_timeout(struct comm_world *world, double seconds) {
     world->timeout_s = seconds;
 }
 
+void comm_world_set_alarm(struct comm_world *world, bool (*alarmed)(void)) {
+    world->alarmed = alarmed;
+}
+
 void comm_world_set_observer(struct comm_world *world,
                              void (*observe)(void *context, const struct comm_event *event), void *context) {
     world->observe = observe;

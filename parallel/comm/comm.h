@@ -71,6 +71,11 @@ const char *comm_world_transport(const struct comm_world *world); /* "self", "mp
 void comm_world_note(struct comm_world *world, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Patience of every wait, in seconds; 0 waits for ever. Default 600. */
 void comm_world_set_timeout(struct comm_world *world, double seconds);
+/* While `alarmed` is true (this rank was told to end: perhaps because another one is gone, and the launcher
+ * now ends the rest), a wait of a few seconds already asks whether all ranks live. One that does not answer
+ * ends the job; ranks that answer are waited for with the usual patience. Called from any thread. NULL
+ * removes it. */
+void comm_world_set_alarm(struct comm_world *world, bool (*alarmed)(void));
 
 /* ---- groups ---- */
 

@@ -50,6 +50,7 @@ struct comm_world {
     int rank, size, local_rank, local_size, num_open;
     char host[COMM_HOST_BYTES];
     double timeout_s;
+    bool (*alarmed)(void);
     pthread_mutex_t note_lock;
     char note[COMM_NOTE_BYTES];
     void (*observe)(void *context, const struct comm_event *event);

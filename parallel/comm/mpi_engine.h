@@ -91,7 +91,8 @@ void mpi_watch_close(struct mpi_engine *engine);
 void mpi_watch_poll(struct mpi_engine *engine, uint64_t now); /* answers; cheap, does nothing for 100 ms */
 void mpi_watch_call_ended(struct mpi_engine *engine, const struct comm_request *request);
 /* The wait has outlasted the patience. Ends the job, unless the wait ends or another rank does it. */
-void mpi_watch_expired(struct mpi_engine *engine, const struct mpi_waiter *waiter);
+/* The wait outlasts the patience, or (`alarmed`) the shorter one that only asks whether all ranks live. */
+void mpi_watch_expired(struct mpi_engine *engine, const struct mpi_waiter *waiter, bool alarmed);
 _Noreturn void mpi_failed(const char *file, int line, const char *call, int code);
 
 #define MPI_CHECK(call)                                                                                      \

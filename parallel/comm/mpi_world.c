@@ -45,6 +45,17 @@ static void enter(struct mpi_engine *engine) {
     atomic_fetch_sub(&engine->callers, 1);
 }
 
+static const double ALARMED_S = 4;
+
+static void watch_patience(struct mpi_engine *engine, const struct mpi_waiter *waiter, uint64_t now) {
+    const struct comm_world *world = engine->world;
+    double waited = (double)(now - waiter->since_ns) * 1e-9;
+    if (world->timeout_s > 0 && waited > world->timeout_s)
+        mpi_watch_expired(engine, waiter, false);
+    else if (waited > ALARMED_S && world->alarmed && world->alarmed())
+        mpi_watch_expired(engine, waiter, true);
+}
+
 static void mpi_wait(struct comm_request *request) {
     struct mpi_engine *engine = request->comm->world->state;
     enter(engine);
@@ -57,9 +68,7 @@ static void mpi_wait(struct comm_request *request) {
         uint64_t now = comm_now_ns();
         if (events) last_event = now;
         mpi_watch_poll(engine, now);
-        double patience = engine->world->timeout_s;
-        if (patience > 0 && (double)(now - waiter.since_ns) > patience * 1e9)
-            mpi_watch_expired(engine, &waiter);
+        watch_patience(engine, &waiter, now);
         pthread_mutex_unlock(&engine->lock);
         back_off(engine, now - last_event);
         enter(engine);

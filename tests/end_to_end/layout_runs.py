@@ -22,6 +22,8 @@ import time
 # one over many more elements; their errors are independent, so the mean has those of one over sqrt(512): 7.5e-7.
 GRADIENT_BOUND = math.sqrt(512 * 160) * 2.0**-24
 SCALAR_BOUND = GRADIENT_BOUND / math.sqrt(512)
+# With 16-bit numbers sums are still float32, but each of the 160 results is rounded to 8 or 11 bits, and messages too.
+ROUNDING = {"fp32": GRADIENT_BOUND, "bf16": math.sqrt(160) * 2.0**-8, "fp16": math.sqrt(160) * 2.0**-11}
 
 BASE = """--num-layers 8 --hidden-size 64 --num-attention-heads 8 --seq-length 32 --max-position-embeddings 32
  --micro-batch-size 2 --global-batch-size 16 --lr 1e-3 --lr-decay-iters 20 --mock-data
@@ -33,6 +35,7 @@ MODELS = {
  --group-query-attention --num-query-groups 2 --untie-embeddings-and-output-weights --qk-layernorm
  --cross-entropy-loss-fusion --cross-entropy-fusion-impl linear""".split(),
 }
+DTYPE = {"fp32": [], "bf16": ["--bf16"], "fp16": ["--fp16", "--initial-loss-scale", "16777216", "--hysteresis", "1"]}
 SHARDING = {
     "none": [],
     "zero1": ["--use-distributed-optimizer"],
@@ -71,7 +74,7 @@ def flags(layout):
         add("--num-virtual-stages-per-pipeline-rank", layout["vpp"])
     if layout["pp"] > 1:
         out.extend(["--pipeline-schedule", layout["schedule"]])
-    out += SHARDING[layout["sharding"]]
+    out += SHARDING[layout["sharding"]] + DTYPE[layout.get("dtype", "fp32")]
     split = layout.get("split", "even")
     if split == "layout":
         out += SPLITS["layout", layout["pp"], layout["vpp"]]
@@ -96,8 +99,8 @@ def name(layout):
         words.append(f"vpp{layout['vpp']}")
     if layout["pp"] > 1:
         words.append(layout["schedule"])
-    words += [layout[axis] for axis in ("sharding", "split", "comm", "order", "model") if axis in layout
-              and layout[axis] not in ("none", "even", "p2p", "dp-pp")]
+    words += [layout[axis] for axis in ("sharding", "split", "comm", "order", "model", "dtype") if axis in layout
+              and layout[axis] not in ("none", "even", "p2p", "dp-pp", "fp32")]
     if layout.get("overlap"):
         words.append("overlap")
     return " ".join(words)
@@ -133,6 +136,7 @@ class Run:
         return [tuple(line[key] for key in keys) for line in self.lines] + self.validation
 
     def scalars(self):
+        """None: the gradient norm of an iteration whose gradients overflow in float16."""
         return [line[key] for line in self.lines for key in ("lm_loss", "grad_norm")] + self.validation
 
     def peaks(self):
@@ -228,7 +232,10 @@ class Job:
 
 def relative(values, expected):
     """The largest relative difference; infinite when a value is missing or not finite."""
-    if len(values) != len(expected) or not expected or not all(map(math.isfinite, values)):
+    if len(values) != len(expected) or not expected or [x is None for x in values] != [x is None for x in expected]:
+        return math.inf
+    values, expected = ([x for x in of if x is not None] for of in (values, expected))
+    if not all(map(math.isfinite, values)):
         return math.inf
     return max(abs(a - b) / abs(b) for a, b in zip(values, expected))
 
