@@ -1,5 +1,7 @@
 #include "core/train/sync.h"
 #include "core/base/mem.h"
+#include "core/train/timers.h"
+#include "core/train/trace.h"
 
 enum { NOBODY = -1 };
 
@@ -158,8 +160,14 @@ static int arrive(struct executor *e, int bucket) {
 
 static void unpack(struct executor *e, int buffer) {
     struct staging *st = &e->sync->staging[buffer];
+    uint64_t begin = clock_now_ns();
     make_bucket_forms(e, st->bucket, executor_at(e, e->plan->gather[buffer]));
     st->bucket = NOBODY;
+    if (e->trace)
+        trace_span(e->trace, &(struct trace_event){.name = "pack_gathered_weights",
+                                                   .category = "weights",
+                                                   .begin_ns = begin,
+                                                   .end_ns = clock_now_ns()});
 }
 
 static bool has_unit_weights(const struct sync *s, int bucket) {
