@@ -14,12 +14,17 @@ static int usage_error(const struct ranks *ranks, const struct err *err) {
     return STATUS_USAGE;
 }
 
-static void list_modules(struct config_module *modules) {
-    for (int i = 0; i < MODULE_COUNT; i++)
+/* The flags are not validated yet, but they say which parts the model has. */
+static void list_modules(const struct config *cfg, struct config_module *modules) {
+    const struct model model = {.kv_rank = cfg->multi_latent_attention ? cfg->kv_lora_rank : 0};
+    for (int i = 0; i < MODULE_COUNT; i++) {
+        bool internal = recompute_module_info(i)->is_internal;
         modules[i] = (struct config_module){
-            recompute_module_info(i)->name, !recompute_module_info(i)->is_internal,
+            recompute_module_info(i)->name, !internal,
             i == MODULE_layer ? "it is what full recompute selects; use --recompute-granularity full"
                               : "it is always recomputed"};
+        if (!internal) modules[i].available = model_has_module(&model, i, &modules[i].why_not);
+    }
 }
 
 static int write_file(const char *path, const struct str *text, struct err *err) {
@@ -163,9 +168,9 @@ static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
     struct config_module modules[MODULE_COUNT];
     struct str json = {0};
     set_log_level(cfg);
-    list_modules(modules);
     cfg->running_ranks = ranks->size;
     if (cfg->use_checkpoint_args && load_checkpoint_args(cfg, err)) return usage_error(ranks, err);
+    list_modules(cfg, modules);
     if (config_validate(cfg, modules, MODULE_COUNT, err)) return usage_error(ranks, err);
     if (cfg->print_topology) return print_topology(cfg, ranks, err);
     if (ranks->rank == 0) {

@@ -24,6 +24,8 @@ int rules_pipeline(struct config *cfg, struct err *err);
 /* Micro-batches of every batch size against the schedule. After rules_schedule. */
 int rules_micro_batches(struct config *cfg, struct err *err);
 /* Granularity, method, counts, modules. */
+/* Multi-latent attention. After the rules of heads and positions. */
+int rules_mla(struct config *cfg, struct err *err);
 int rules_recompute(struct config *cfg, const struct config_module *modules, int count, struct err *err);
 /* Data source, split, tokenizer. */
 int rules_data(struct config *cfg, struct err *err);

@@ -14,7 +14,7 @@ static int build_norm(struct program *p, const struct model *m, int x, const cha
 }
 
 /* What a column-split layer reads. Kept by nobody: where the sequence is split, backward gathers it again. */
-static int build_gather(struct program *p, const struct model *m, int x) {
+int build_gather(struct program *p, const struct model *m, int x) {
     int outer = program_begin(p, MODULE_tensor_gather);
     int y = op_add_gather(p, m, x);
     program_end(p, outer);
@@ -23,7 +23,9 @@ static int build_gather(struct program *p, const struct model *m, int x) {
 
 static int build_layer(struct program *p, const struct model *m, int x) {
     int n1 = build_norm(p, m, x, "input_layernorm", "decoder.layers.%d.input_layernorm");
-    int x1 = op_add_residual(p, m, x, build_attention(p, m, build_gather(p, m, n1)), "residual_attention");
+    int attention =
+        model_has_latents(m) ? build_mla(p, m, n1) : build_attention(p, m, build_gather(p, m, n1));
+    int x1 = op_add_residual(p, m, x, attention, "residual_attention");
     int n2 = build_norm(p, m, x1, "pre_mlp_layernorm", "decoder.layers.%d.pre_mlp_layernorm");
     return op_add_residual(p, m, x1, build_mlp(p, m, build_gather(p, m, n2)), "residual_mlp");
 }
@@ -63,6 +65,7 @@ void build_head(struct program *p, const struct model *m) {
 }
 
 bool model_has_module(const struct model *m, int module, const char **why_p) {
-    (void)m, (void)module, (void)why_p;
-    return true; /* every module of recompute/modules.def is in the dense model */
+    if (module != MODULE_mla_up_proj || model_has_latents(m)) return true;
+    *why_p = "it is a part of multi-latent attention; add --multi-latent-attention or drop it";
+    return false;
 }

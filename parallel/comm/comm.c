@@ -190,7 +190,7 @@ const char *comm_name(const struct comm *comm) {
 }
 
 size_t comm_staging_bytes(int size) {
-    return size > 1 ? (size_t)2 * (size_t)size * COMM_CHUNK_BYTES : 0;
+    return size > 1 ? (size_t)2 * (size_t)size * (size_t)comm_chunk_bytes(size) : 0;
 }
 
 const struct comm_stats *comm_stats(const struct comm *comm, enum comm_kind kind) {

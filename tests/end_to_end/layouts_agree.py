@@ -9,7 +9,7 @@ from layout_runs import (ROUNDING, SCALAR_BOUND, GRADIENT_BOUND, Pool, Tap, flag
 AXES = {
     "tp": (1, 2, 4), "sp": (0, 1), "pp": (1, 2, 4), "vpp": (1, 2), "dp": (1, 2), "cp": (1, 2),
     "sharding": ("none", "zero1", "fsdp1", "fsdp2", "fsdp3"), "schedule": ("1f1b", "interleaved", "zero-bubble"),
-    "model": ("gpt", "llama"),
+    "model": ("gpt", "llama", "mla"),
 }
 # Attached to the rows of the table after it is made, by the same method, so that they add no rows.
 MORE_AXES = {
@@ -31,7 +31,7 @@ def legal(x):
         return False
     if x["sharding"] != "none" and x["dp"] * x["cp"] == 1:
         return False  # accepted, with a line that nothing is split
-    return True
+    return x["model"] != "mla" or x["cp"] == 1
 
 
 def legal_more(x):
@@ -78,6 +78,11 @@ def make_table():
     candidates = [x for x in combinations(AXES, {}, legal) if 1 < world(x) <= MAX_WORLD]
     needed = set().union(*(pairs(x, AXES) for x in candidates))
     rows, table, all_axes = choose(candidates, AXES, needed), [], {**AXES, **MORE_AXES}
+    for i in reversed(range(len(rows))):  # as many of both models as the pairs allow
+        other = {**rows[i], "model": "llama"}
+        rest = set().union(*(pairs(x, AXES) for x in rows[:i] + rows[i + 1:]), pairs(other, AXES))
+        if rest >= needed and sum(x["model"] == "llama" for x in rows) < len(rows) // 2:
+            rows[i] = other
     seen = set()
     for row in rows:
         x = max(combinations(MORE_AXES, row, legal_more), key=lambda x: len(pairs(x, all_axes) - seen))
@@ -102,6 +107,7 @@ SELECTIVE = ["--recompute-granularity", "selective", "--recompute-modules"]
 RECOMPUTE = {
     "core_attn": (lambda x: ["--recompute-activations"], lambda x: True),
     "modules": (lambda x: SELECTIVE + ["core_attn", "mlp", "layernorm", "mlp_act"], lambda x: True),
+    "mla_up_proj": (lambda x: SELECTIVE + ["mla_up_proj", "core_attn"], lambda x: x["model"] == "mla"),
     "mlp_act": (lambda x: SELECTIVE + ["mlp_act", "layernorm"], lambda x: True),
     "uniform 1": (lambda x: FULL + "--recompute-method uniform --recompute-num-layers 1".split(), lambda x: True),
     "uniform 2": (lambda x: FULL + "--recompute-method uniform --recompute-num-layers 2".split(), lambda x: True),
@@ -151,7 +157,7 @@ def check_table(tap, program, table, needed):
             continue  # taken, and nothing to split
         if x["pp"] == 1 and x["schedule"] == "1f1b" and x["vpp"] == 1:
             continue  # no flag of the pipeline is given
-        if x["model"] == "llama" and legal(x):
+        if x["model"] != "gpt" and legal(x):
             continue
         arguments = layout_runs.BASE + layout_runs.MODELS[x["model"]] + flags(x)
         if x["pp"] == 1:
@@ -166,7 +172,9 @@ def check_table(tap, program, table, needed):
 
 # Learning rate 0 in the first iteration: its weights are the initial ones, its exp_avg is 0.1 * gradient (times the
 # clipping factor, which a wrong norm would change, and the norm is compared by itself).
-TRAIN = "--train-iters 4 --lr-warmup-iters 2 --eval-iters 1 --eval-interval 2".split()
+TRAIN = "--train-iters 4 --lr-warmup-iters 2 --eval-iters 1 --eval-interval 2 --log-num-zeros-in-grad --log-params-norm".split()
+# 500, 520 or 560 rows of the embedding, by the number of tensor-parallel ranks
+layout_runs.MODELS["gpt"] = ["--make-vocab-size-divisible-by", "20"]
 SAVING = TRAIN + "--save SAVE --save-interval 1".split()
 
 
@@ -178,9 +186,18 @@ def check_scalars(tap, layout, run, one):
                   f"{[(l['lm_loss'], l['grad_norm']) for l in run.lines]}", f"{[(l['lm_loss'], l['grad_norm']) for l in one.lines]}")
 
 
+def check_statistics(tap, layout, run, one):
+    """What --log-params-norm prints, with 3 digits, and --log-num-zeros-in-grad: a gradient that is zero in theory, as that of a
+    bias of keys, is zero by chance, but a row of the vocabulary is 64 elements."""
+    norms = max([abs(a - b) for a, b in zip(run.norms, one.norms)], default=1)
+    zeros = max([abs(a - b) for a, b in zip(run.zeros, one.zeros)], default=64)
+    tap.ok(f"{name(layout)}: I3 the norm of the weights and the number of zero gradients do not depend on the layout",
+           len(run.norms) == len(one.norms) and norms < 0.002 and zeros < 64, run.norms, one.norms, run.zeros, one.zeros)
+
+
 def check_gradients(tap, layout, run, one):
     """exp_avg after the first iteration that was not skipped."""
-    bound, title = ROUNDING[layout.get("dtype", "fp32")], name(layout)
+    bound, title = ROUNDING[layout.get("dtype", "fp32")] * (4 if "dtype" in layout else 1), name(layout)
     iteration = next((line["iteration"] for line in one.lines if line["grad_norm"] is not None), 0)
     gradients = [{k: v for k, v in x.tensors(iteration, "optimizer").items() if k.startswith("exp_avg.")} for x in (run, one)]
     worst, where = relative_tensors(*gradients)
@@ -200,6 +217,8 @@ def check_row(tap, pool, layout, jobs, one):
     tap.ok(f"{title}: I3 initial weights are the one-rank run's, bit for bit", hashes[0] == hashes[1], hashes)
     check_scalars(tap, layout, base, one)
     check_gradients(tap, layout, base, one)
+    if "dtype" not in layout:
+        check_statistics(tap, layout, base, one)
     for setting, job in jobs.items():
         run = job.get()
         if setting not in ("none", "again"):
@@ -222,10 +241,12 @@ def check_row(tap, pool, layout, jobs, one):
 
 def main():
     program, directory = sys.argv[1:3]
-    only = [word for word in sys.argv[3:] if word != "-v"]
+    only = {word for word in sys.argv[3:] if word[0] != "-"} 
+    without = {word[1:] for word in sys.argv[3:] if word[0] == "-"}
     tap, pool = Tap(), Pool(program, directory)
     table, needed = make_table()
-    check_table(tap, program, table, needed)
+    if not only:
+        check_table(tap, program, table, needed)
     settings = rotate(table)
     ones = {model: pool.start(layout_of(model=model), SAVING) for model in AXES["model"]}
     halves = {(x["model"], x["dtype"]): pool.start(layout_of(model=x["model"], dtype=x["dtype"]), SAVING) for x in HALF}
@@ -242,7 +263,7 @@ def main():
     ones = {**ones, **halves}
     names = list(RECOMPUTE)
     table, settings = table + HALF, settings + [[names[i]] for i in range(len(HALF))]
-    rows = [(x, s) for x, s in zip(table, settings) if all(word in name(x).split() for word in only)]
+    rows = [(x, s) for x, s in zip(table, settings) if only <= set(name(x).split()) and not without & set(name(x).split())]
     started = []
     for layout, chosen in rows:
         jobs = {"none": pool.start(layout, SAVING), "again": pool.start(layout, TRAIN)}

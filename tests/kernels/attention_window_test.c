@@ -12,24 +12,24 @@ struct window_case {
 /* q_rows and k_rows beyond s and keys: the rows used start one row into the buffer. */
 static const struct window_case parts[] = {
     /* on the diagonal: the second half of a longer buffer */
-    {{32, 2, 2, 1, 32}, {32, 32, 32, 65, 64, 2, 6, 128}, true, 0.1f},
+    {{32, 2, 2, 1, 32, 0}, {32, 32, 32, 65, 64, 2, 6, 128}, true, 0.1f},
     /* wholly visible and not causal at all: no score is masked */
-    {{40, 1, 2, 2, 40}, {60, 3, 50, 40, 50, 0, 2, 100}, true, 0.1f},
-    {{33, 2, 3, 1, 16}, {0, 70, 21, 0, 0, 1, 4, 91}, false, 0.2f},
+    {{40, 1, 2, 2, 40, 0}, {60, 3, 50, 40, 50, 0, 2, 100}, true, 0.1f},
+    {{33, 2, 3, 1, 16, 0}, {0, 70, 21, 0, 0, 1, 4, 91}, false, 0.2f},
     /* wholly hidden: no query sees a key */
-    {{35, 1, 2, 1, 32}, {0, 64, 64, 40, 70, 0, 0, 128}, true, 0.1f},
+    {{35, 1, 2, 1, 32, 0}, {0, 64, 64, 40, 70, 0, 0, 128}, true, 0.1f},
     /* the diagonal enters at odd places */
-    {{70, 1, 2, 1, 64}, {45, 10, 90, 0, 91, 3, 8, 131}, true, 0.1f},
-    {{70, 2, 2, 2, 24}, {10, 45, 61, 71, 62, 0, 2, 113}, true, 0.3f},
-    {{96, 1, 1, 1, 32}, {3, 36, 96, 0, 0, 0, 0, 132}, true, 0},
-    {{64, 1, 1, 1, 64}, {128, 0, 160, 0, 0, 0, 0, 192}, true, 0.1f},
-    {{1, 1, 4, 2, 16}, {77, 0, 78, 0, 0, 4, 8, 79}, true, 0.1f},
-    {{5, 1, 1, 1, 300}, {8, 6, 7, 9, 9, 0, 0, 13}, true, 0},
+    {{70, 1, 2, 1, 64, 0}, {45, 10, 90, 0, 91, 3, 8, 131}, true, 0.1f},
+    {{70, 2, 2, 2, 24, 0}, {10, 45, 61, 71, 62, 0, 2, 113}, true, 0.3f},
+    {{96, 1, 1, 1, 32, 0}, {3, 36, 96, 0, 0, 0, 0, 132}, true, 0},
+    {{64, 1, 1, 1, 64, 0}, {128, 0, 160, 0, 0, 0, 0, 192}, true, 0.1f},
+    {{1, 1, 4, 2, 16, 0}, {77, 0, 78, 0, 0, 4, 8, 79}, true, 0.1f},
+    {{5, 1, 1, 1, 300, 0}, {8, 6, 7, 9, 9, 0, 0, 13}, true, 0},
     /* several parts of queries and blocks of keys */
-    {{600, 1, 2, 1, 32}, {300, 0, 450, 0, 0, 0, 0, 900}, true, 0.1f},
-    {{300, 1, 1, 1, 64}, {0, 130, 420, 301, 421, 5, 7, 601}, true, 0.1f},
+    {{600, 1, 2, 1, 32, 0}, {300, 0, 450, 0, 0, 0, 0, 900}, true, 0.1f},
+    {{300, 1, 1, 1, 64, 0}, {0, 130, 420, 301, 421, 5, 7, 601}, true, 0.1f},
     /* nothing set: the whole */
-    {{67, 2, 4, 2, 32}, {0}, true, 0.1f},
+    {{67, 2, 4, 2, 32, 0}, {0}, true, 0.1f},
 };
 enum { NUM_PARTS = (int)(sizeof(parts) / sizeof(parts[0])) };
 
@@ -354,10 +354,10 @@ TEST(float32_results_and_accumulation_are_the_same_numbers) {
 enum { MERGE_ROWS = 3 }; /* rows of lse beyond s */
 
 TEST(merging_parts_gives_the_whole) {
-    static const struct attention_shape z = {.s = 37, .b = 2, .a = 3, .g = 3, .d = 21};
+    static const struct attention_shape z = {.s = 37, .b = 2, .a = 3, .g = 3, .d = 12, .dv = 21};
     const struct kernels *backends[8];
     int count = list_backends(backends);
-    int64_t n = q_size(&z), rows = n / z.d, wide = z.s + MERGE_ROWS;
+    int64_t n = o_size(&z), rows = n / z.dv, wide = z.s + MERGE_ROWS;
     struct threads *team = threads_open(2);
     for (int k = 0; k < count; k++) {
         float *o = new_output(n, DTYPE_F32), *lse = new_output(z.b * z.a * wide, DTYPE_F32);
@@ -370,12 +370,12 @@ TEST(merging_parts_gives_the_whole) {
                 float *at = &l[line * (z.s + part) + i];
                 if ((r + part) % 4 == 0 || r % 11 == 0)
                     *at = -INFINITY; /* no keys: o_part may hold anything */
-                for (int64_t c = 0; c < z.d; c++) {
-                    if (isinf(*at)) p[r * z.d + c] = part % 2 ? 0 : 1e30f;
-                    sum[r * z.d + c] += isinf(*at) ? 0 : exp((double)*at) * p[r * z.d + c];
+                for (int64_t c = 0; c < z.dv; c++) {
+                    if (isinf(*at)) p[r * z.dv + c] = part % 2 ? 0 : 1e30f;
+                    sum[r * z.dv + c] += isinf(*at) ? 0 : exp((double)*at) * p[r * z.dv + c];
                 }
                 if (isinf(*at) && r % 11 == 0)
-                    for (int64_t c = 0; c < z.d; c++) p[r * z.d + c] = 0;
+                    for (int64_t c = 0; c < z.dv; c++) p[r * z.dv + c] = 0;
                 weight[r] += exp((double)*at);
             }
             struct attention_merge_args args = {.o = o,
@@ -394,8 +394,8 @@ TEST(merging_parts_gives_the_whole) {
             int64_t line = r % (z.a * z.b), i = r / (z.a * z.b);
             double got = lse[line * wide + i];
             /* four parts, each weight off by the rounding of an lse of size 80: 2^-17 each */
-            for (int64_t c = 0; c < z.d; c++)
-                EXPECT_NEAR(o[r * z.d + c], weight[r] > 0 ? sum[r * z.d + c] / weight[r] : 0, 1e-4);
+            for (int64_t c = 0; c < z.dv; c++)
+                EXPECT_NEAR(o[r * z.dv + c], weight[r] > 0 ? sum[r * z.dv + c] / weight[r] : 0, 1e-4);
             EXPECT(weight[r] > 0 ? fabs(got - log(weight[r])) < 1e-4 : got == (double)-INFINITY,
                    "%s: lse %g, not %g", backends[k]->backend, got, log(weight[r]));
         }
