@@ -82,11 +82,10 @@ static double relative_error(const struct self_check *s, double value, double tr
     return ranks_max(s->ranks, isfinite(error) ? error : INFINITY);
 }
 
-/* Notes the error of a step; an error that is not within the tolerance fails the check. */
+/* Notes the error of a step; one that is not within the tolerance fails the check. */
 static double note(struct self_check *s, double *largest, double error) {
-    double parts = error / (s->tolerance * s->step);
-    if (!(parts <= 1)) s->failed = true;
-    if (!(parts <= *largest)) *largest = parts;
+    if (!(error <= s->tolerance)) s->failed = true;
+    if (!(error <= *largest)) *largest = error;
     return error;
 }
 
@@ -113,7 +112,7 @@ void self_check_judge(struct self_check *s, const struct step_result *layout,
         out,
         "self-check step %d: loss %.6f (relative error %.1e), gradient norm %.6f (%.1e), worst gradient %s; "
         "tolerance %.1e\n",
-        s->step, layout->lm_loss, loss, layout->grad_norm, norm, text.data, s->tolerance * s->step);
+        s->step, layout->lm_loss, loss, layout->grad_norm, norm, text.data, s->tolerance);
     fflush(out);
     str_free(&text);
 }
@@ -160,26 +159,20 @@ static int by_error(const void *a, const void *b) {
 
 static void print_table(const struct self_check *s, FILE *out) {
     int rows = s->num_entries < TABLE_ROWS ? s->num_entries : TABLE_ROWS;
-    fprintf(out,
-            "self-check: the %d gradients with the largest errors, of %d (error in parts of its step's "
-            "tolerance; of the last step: relative error, largest difference, largest value)\n",
-            rows, s->num_entries);
-    for (int i = 0; i < rows; i++) {
-        const struct self_check_entry *e = &s->entries[i];
-        fprintf(out, "  %9.2g  %8.1e  %8.1e  %8.1e  %s\n", e->largest_error, e->relative, e->difference,
-                e->magnitude, e->name);
-    }
+    fprintf(out, "self-check: largest relative errors of gradients over %d steps, %d of %d parameters:\n",
+            s->step, rows, s->num_entries);
+    for (int i = 0; i < rows; i++)
+        fprintf(out, "  %8.1e  %s\n", s->entries[i].largest_error, s->entries[i].name);
 }
 
 static void print_verdict(const struct self_check *s, const struct self_check_entry *weights, FILE *out) {
-    double t = s->tolerance;
     struct str text = {0};
     describe(weights, &text);
     fprintf(out,
-            "self-check: largest relative errors over %d steps, in parts of the tolerance (%.1e times the "
-            "step): loss %.2g, gradient norm %.2g, gradient %.2g in %s; weights at the end %s: %s\n",
-            s->step, t, s->loss, s->grad_norm, s->entries[0].largest_error, s->entries[0].name, text.data,
-            s->failed ? "the layout DISAGREES with one rank" : "the layout agrees with one rank");
+            "self-check: loss %.1e, gradient norm %.1e, worst gradient %.1e in %s, weights at the end %s, "
+            "tolerance %.1e: the layout %s with one rank\n",
+            s->loss, s->grad_norm, s->entries[0].largest_error, s->entries[0].name, text.data, s->tolerance,
+            s->failed ? "DISAGREES" : "agrees");
     str_free(&text);
 }
 

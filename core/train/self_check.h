@@ -36,7 +36,7 @@ struct self_check_entry {
     double magnitude;     /* largest |reference| */
     double relative;      /* their quotient, or that with the floor */
     double missing;       /* elements that no rank counts as its own, or (negative) too many do */
-    double largest_error; /* relative, over all steps, in parts of the step's tolerance */
+    double largest_error; /* relative, over all steps */
 };
 
 enum self_check_tensor { SELF_CHECK_GRADIENTS, SELF_CHECK_WEIGHTS };
@@ -51,7 +51,7 @@ struct self_check {
     struct trainer layout, reference;
     struct self_check_entry *entries, *weights; /* [num_entries] */
     int num_entries, step;
-    double tolerance; /* of one step; that of step k is k times as large */
+    double tolerance; /* of every relative error */
     /* the largest so far */
     double loss, grad_norm;
     bool failed;

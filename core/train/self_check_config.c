@@ -24,13 +24,16 @@ static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* Two layers in each chunk of a short pipeline, so that a layer follows another one; one in a long one. A
- * layout that is spelled out stays as it is, with all its layers. */
+/* Layers of one chunk. Alone it has three: buffers that come in pairs are then used again while what they
+ * held would still be needed, and a value that should have been brought anew is not right by accident. In a
+ * pipeline other micro-batches see to that: two, so that a layer follows another one, and one in a long
+ * pipeline. A layout that is spelled out stays as it is, with all its layers. */
 static int64_t layers_per_chunk(const struct config *cfg) {
     bool uneven = config_is_set(cfg, decoder_first_pipeline_num_layers) ||
                   config_is_set(cfg, decoder_last_pipeline_num_layers) ||
                   cfg->account_for_embedding_in_pipeline_split || cfg->account_for_loss_in_pipeline_split;
-    return uneven || cfg->pipeline_model_parallel_size * cfg->virtual_stages <= 4 ? 2 : 1;
+    int64_t chunks = cfg->pipeline_model_parallel_size * cfg->virtual_stages;
+    return chunks == 1 ? 3 : uneven || chunks <= 4 ? 2 : 1;
 }
 
 static void shrink_layers(const struct config *cfg, struct config *c) {
@@ -153,7 +156,7 @@ static void set_optimizer(const struct config *cfg, struct config *c) {
     c->adam_eps = 0.01;
     c->lr_decay_style = LR_DECAY_STYLE_CONSTANT;
     c->lr_warmup_steps = c->lr_warmup_init = 0;
-    if (config_is_set(cfg, decoupled_lr)) c->decoupled_lr = c->decoupled_min_lr = 0.02;
+    if (config_is_set(cfg, decoupled_lr)) c->decoupled_lr = c->decoupled_min_lr = 2 * c->lr;
 }
 
 /* Nothing is read from or written to files, nothing stops the steps. */

@@ -18,7 +18,6 @@
 enum {
     MPI_WINDOW = 16,           /* messages in the air per flight and direction */
     MPI_PIECE_BYTES = 1 << 20, /* larger transfers are split */
-    MPI_SMALL_BYTES = 8 << 10, /* an all-reduce up to this size is one exchange of everything */
     MPI_ID_SHIFT = 16,
 };
 

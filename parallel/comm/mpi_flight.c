@@ -31,7 +31,7 @@ static struct mpi_group *group_of(const struct flight *f) {
 
 static bool is_small(const struct comm_request *q) {
     return q->kind == COMM_KIND_ALL_REDUCE &&
-           q->count * (int64_t)comm_dtype_bytes(q->dtype) <= MPI_SMALL_BYTES;
+           q->count * (int64_t)comm_dtype_bytes(q->dtype) <= COMM_SMALL_BYTES;
 }
 
 static int partner(const struct comm *comm, int step, bool send) {
@@ -50,7 +50,8 @@ static struct slice slice_of(const struct comm_request *q, int member) {
 }
 
 static char *staging_of(const struct flight *f, int64_t half, int member) {
-    return group_of(f)->staging + (half * f->request->comm->size + member) * COMM_CHUNK_BYTES;
+    return group_of(f)->staging +
+           (half * f->request->comm->size + member) * comm_chunk_bytes(f->request->comm->size);
 }
 
 static void cursor_step(struct flight_cursor *c, int size) {
@@ -247,8 +248,13 @@ static void sum_chunk(struct flight *f, int64_t chunk) {
     struct slice own = slice_of(q, q->comm->rank);
     int64_t begin = chunk * f->chunk_count, half = chunk & 1;
     char *at = (char *)q->buf + (size_t)(own.begin + begin) * comm_dtype_bytes(q->dtype);
-    struct comm_sum sum = {
-        q->dtype, q->reduce, q->comm->size, q->comm->rank, at, staging_of(f, half, 0), COMM_CHUNK_BYTES};
+    struct comm_sum sum = {q->dtype,
+                           q->reduce,
+                           q->comm->size,
+                           q->comm->rank,
+                           at,
+                           staging_of(f, half, 0),
+                           comm_chunk_bytes(q->comm->size)};
     comm_sum_run(&sum, at, least(f->chunk_count, own.count - begin));
     f->left[half] = q->comm->size - 1;
     f->summed[half]++;
@@ -262,7 +268,7 @@ static void sum_small(struct flight *f) {
                            q->comm->rank,
                            staging_of(f, 0, q->comm->rank),
                            staging_of(f, 0, 0),
-                           COMM_CHUNK_BYTES};
+                           comm_chunk_bytes(q->comm->size)};
     comm_sum_run(&sum, q->buf, q->count);
     f->combined = true;
 }
@@ -351,28 +357,36 @@ static void begin(struct flight *f) {
         memcpy(staging_of(f, 0, q->comm->rank), q->buf, (size_t)q->count * comm_dtype_bytes(q->dtype));
 }
 
-/* Goes as far as it can without waiting. Returns what ended. */
-static int advance(struct mpi_engine *engine, struct flight *f) {
+static bool may_run(const struct flight *f) {
+    return f->running || !f->staged || f->ticket == group_of(f)->turn;
+}
+
+/* Issues what can be issued now, and ends the flight when nothing is left of it. True when it ended. */
+static bool go_on(struct mpi_engine *engine, struct flight *f) {
     struct mpi_group *group = group_of(f);
-    int events = 0, round;
-    if (!f->running) {
-        if (f->staged && f->ticket != group->turn) return 0;
-        begin(f);
-        issue(engine, f, false);
-        issue(engine, f, true);
-    }
-    do {
-        round = collect(f);
-        events += round;
-        issue(engine, f, false);
-        issue(engine, f, true);
-    } while (round);
-    if (!f->send.over || !f->receive.over || f->sends_open || f->receives_open) return events;
+    if (!may_run(f)) return false;
+    if (!f->running) begin(f);
+    issue(engine, f, false);
+    issue(engine, f, true);
+    if (!f->send.over || !f->receive.over || f->sends_open || f->receives_open) return false;
     if (is_small(f->request)) sum_small(f);
     if (f->staged) group->turn++;
     f->request->end_ns = comm_now_ns();
     f->request->done = true;
-    return events + 1;
+    return true;
+}
+
+/* Goes as far as it can without waiting, or until a thread asks for the lock. Returns what ended. */
+static int advance(struct mpi_engine *engine, struct flight *f) {
+    int events = 0, round;
+    if (go_on(engine, f)) return 1;
+    if (!f->running) return 0;
+    do {
+        round = collect(f);
+        events += round;
+        if (round && go_on(engine, f)) return events + 1;
+    } while (round && !atomic_load(&engine->callers));
+    return events;
 }
 
 int mpi_engine_progress(struct mpi_engine *engine) {
@@ -400,13 +414,12 @@ void mpi_flight_start(struct mpi_engine *engine, struct comm_request *q) {
     for (int i = 0; i < 2 * MPI_WINDOW; i++) f->handles[i] = MPI_REQUEST_NULL;
     f->staged = q->kind == COMM_KIND_ALL_REDUCE || q->kind == COMM_KIND_REDUCE_SCATTER;
     if (f->staged) f->ticket = group->tickets++;
-    f->chunk_count = COMM_CHUNK_BYTES / (int64_t)comm_dtype_bytes(q->dtype);
+    f->chunk_count = comm_chunk_bytes(q->comm->size) / (int64_t)comm_dtype_bytes(q->dtype);
     f->left[0] = f->left[1] = q->comm->size - 1;
     if (q->kind == COMM_KIND_ALL_TO_ALL && block_count(q, q->comm->rank, true))
         memcpy(block_at(q, q->comm->rank, false), block_at(q, q->comm->rank, true),
                (size_t)block_count(q, q->comm->rank, true) * comm_dtype_bytes(q->dtype));
-    advance(engine, f);
-    if (q->done) return;
+    if (go_on(engine, f)) return; /* moves no data: that is for the helper, or for the wait */
     if (engine->last)
         engine->last->next = f;
     else

@@ -12,6 +12,7 @@ REDUCE="--overlap-grad-reduce --ddp-bucket-size 2000000"
 LEAST=10 # percent of the time that requests of this kind are under way
 
 train() { # flags...: the shares of rank 0 come to shares
+    rm -f m t.json
     # shellcheck disable=SC2086
     launch run 2 $MODEL "$@"
     await "$launched" 60

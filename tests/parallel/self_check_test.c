@@ -114,7 +114,7 @@ TEST(a_right_layout_passes) {
     judge(&s);
     EXPECT(!s.check.failed, "%s", s.text);
     EXPECT(s.reference.lm_loss > 3 && s.reference.lm_loss < 6, "loss %g", s.reference.lm_loss);
-    EXPECT(s.check.num_entries == 36, "%d parameters", s.check.num_entries);
+    EXPECT(s.check.num_entries == 52, "%d parameters", s.check.num_entries);
     if (s.ranks.rank == 0) EXPECT_CONTAINS(s.text, "self-check step 2: loss ");
     close_setting(&s);
 }
