@@ -46,6 +46,8 @@ static const struct {
      "2 --pipeline-model-parallel-layout E(t|)*3t*29L --recompute-granularity full --recompute-layer-ids 2 "
      "30"},
     {16, TP "2" PP "2" CP "2 --use-tp-pp-dp-mapping --use-distributed-optimizer"},
+    {4, TP "4 --multi-latent-attention --q-lora-rank 64 --kv-lora-rank 128" ROPE},
+    {2, PP "2 --multi-latent-attention" ROPE},
     {64, TP "8" PP "4" CP "2 --sequence-parallel" GROUPS "8" ROPE},
     {80, TP "16 --hidden-size 4096 --num-attention-heads 64" GROUPS "8 --micro-batch-size 1"
             " --global-batch-size 40"},
@@ -103,7 +105,7 @@ static void put_sizes(struct str *text, const struct config *c) {
     put(text, "hidden-size", c->hidden_size);
     put(text, "ffn-hidden-size", c->ffn_hidden_size);
     put(text, "num-attention-heads", c->num_attention_heads);
-    put(text, "kv-channels", c->kv_channels);
+    if (!c->multi_latent_attention) put(text, "kv-channels", c->kv_channels);
     put(text, "seq-length", c->seq_length);
     put(text, "max-position-embeddings", c->max_position_embeddings);
     put(text, "micro-batch-size", c->micro_batch_size);
@@ -120,7 +122,13 @@ static void put_sizes(struct str *text, const struct config *c) {
     put_all(text, "recompute-layer-ids", &c->recompute_layer_ids);
     put_all(text, "recompute-num-layers-per-stage", &c->recompute_num_layers_per_stage);
     if (config_is_set(c, rampup_batch_size)) str_puts(text, " --rampup-batch-size 2 2 10");
-    if (c->rotary_dim)
+    if (c->multi_latent_attention) {
+        if (config_is_set(c, q_lora_rank)) put(text, "q-lora-rank", c->q_lora_rank);
+        put(text, "kv-lora-rank", c->kv_lora_rank);
+        put(text, "qk-head-dim", c->qk_head_dim);
+        put(text, "qk-pos-emb-head-dim", c->qk_pos_emb_head_dim);
+        put(text, "v-head-dim", c->v_head_dim);
+    } else if (c->rotary_dim)
         str_printf(text, " --rotary-percent %g", (double)c->rotary_dim / (double)c->kv_channels);
 }
 
@@ -199,9 +207,9 @@ TEST(all_ranks_together_hold_the_reference) {
         struct err err = {""};
         int64_t counted = 0, padding = 0;
         open_case(&s, i);
-        EXPECT(!setup_open(&reference, &s.small.reference, 0, &err), "case %d: %s", i, err.text);
+        EXPECT(!setup_open(&reference, &s.small.reference, 0, 1, &err), "case %d: %s", i, err.text);
         for (int rank = 0; rank < settings[i].ranks; rank++) {
-            EXPECT(!setup_open(&setup, &s.small.layout, rank, &err), "case %d: %s", i, err.text);
+            EXPECT(!setup_open(&setup, &s.small.layout, rank, 1, &err), "case %d: %s", i, err.text);
             for (int k = 0; k < setup.plan.num_params; k++) counted += setup.plan.params[k].counted;
             int64_t tables = setup.plan.request.model.tied ? 1 : 2;
             padding = (setup.padded_vocab_size - setup.vocab_size) * tables * s.small.layout.hidden_size;
