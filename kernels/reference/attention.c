@@ -154,25 +154,31 @@ static void backward_query(const struct problem *p, const struct attention_backw
     }
 }
 
-/* dk, or with `values` dv, of one key. */
+/* Columns first .. of a row of `size`, at most CHUNK; may be none. */
+static int64_t columns(int64_t size, int64_t first) {
+    int64_t left = size > first ? size - first : 0;
+    return left < CHUNK ? left : CHUNK;
+}
+
 static void backward_key(const struct problem *p, const struct attention_backward_args *args, int64_t batch,
-                         int64_t group, int64_t j, bool values) {
-    int64_t heads = p->shape.a / p->shape.g, size = values ? value_dim(p) : p->shape.d;
-    for (int64_t first = 0; first < size; first += CHUNK) {
-        int64_t count = size - first < CHUNK ? size - first : CHUNK;
-        double sum[CHUNK] = {0};
+                         int64_t group, int64_t j) {
+    int64_t heads = p->shape.a / p->shape.g, d = p->shape.d, d_v = value_dim(p);
+    for (int64_t first = 0; first < d || first < d_v; first += CHUNK) {
+        int64_t count = columns(d, first), count_v = columns(d_v, first);
+        double dk[CHUNK] = {0}, dv[CHUNK] = {0};
         for (int64_t head = group * heads; head < (group + 1) * heads; head++) {
             for (int64_t i = 0; i < p->shape.s; i++) {
                 if (j >= num_keys(p, i)) continue;
                 struct pair pair = pair_at(p, args, batch, head, i, j);
-                double factor = values ? pair.dropped : p->scale * pair.dscore;
-                int64_t row = (values ? o_row(p, batch, head, i) : q_row(p, batch, head, i)) + first;
+                int64_t q = q_row(p, batch, head, i) + first, o = o_row(p, batch, head, i) + first;
                 for (int64_t n = 0; n < count; n++)
-                    sum[n] += factor * at(values ? args->d_o : p->q, p->dtype, row + n);
+                    dk[n] += p->scale * pair.dscore * at(p->q, p->dtype, q + n);
+                for (int64_t n = 0; n < count_v; n++) dv[n] += pair.dropped * at(args->d_o, p->dtype, o + n);
             }
         }
-        int64_t row = (values ? v_row(p, batch, group, j) : kv_row(p, batch, group, j)) + first;
-        for (int64_t n = 0; n < count; n++) put(args, values ? args->dv : args->dk, row + n, sum[n]);
+        int64_t row = kv_row(p, batch, group, j) + first, row_v = v_row(p, batch, group, j) + first;
+        for (int64_t n = 0; n < count; n++) put(args, args->dk, row + n, dk[n]);
+        for (int64_t n = 0; n < count_v; n++) put(args, args->dv, row_v + n, dv[n]);
     }
 }
 
@@ -186,10 +192,7 @@ void reference_attention_backward(const struct stream *stream, const struct atte
             for (int64_t i = 0; i < p.shape.s; i++) backward_query(&p, args, batch, head, i);
         }
         for (int64_t group = 0; group < p.shape.g; group++) {
-            for (int64_t j = 0; j < p.w.keys; j++) {
-                backward_key(&p, args, batch, group, j, false);
-                backward_key(&p, args, batch, group, j, true);
-            }
+            for (int64_t j = 0; j < p.w.keys; j++) backward_key(&p, args, batch, group, j);
         }
     }
 }

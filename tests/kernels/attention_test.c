@@ -17,7 +17,7 @@ static const struct attention_case shapes[] = {
     {{.s = 20, .b = 1, .a = 1, .g = 1, .d = 256}, true, 0},
     {{.s = 12, .b = 1, .a = 1, .g = 1, .d = 300}, true, 0},
     /* values narrower and wider than keys */
-    {{.s = 70, .b = 2, .a = 2, .g = 2, .d = 192, .dv = 128}, true, 0.1f},
+    {{.s = 70, .b = 1, .a = 2, .g = 2, .d = 192, .dv = 128}, true, 0.1f},
     {{.s = 64, .b = 1, .a = 2, .g = 1, .d = 32, .dv = 64}, true, 0},
     {{.s = 33, .b = 2, .a = 3, .g = 3, .d = 12, .dv = 8}, true, 0.1f},
     {{.s = 40, .b = 1, .a = 2, .g = 1, .d = 24, .dv = 72}, false, 0.1f},
