@@ -3,7 +3,7 @@
 #     scripts/run_tests.sh BUILD_DIR PROGRAM...
 # A C program is run as it is, a *.sh with BUILD_DIR as its argument (and as $B), and one of tests/parallel under
 # mpirun, once for each number of ranks that it names (--ranks; 0: it starts its ranks itself). One that crashes, runs longer
-# than $TEST_TIMEOUT seconds (300), or prints no test line counts as one failed test. Output of each goes to
+# than $TEST_TIMEOUT seconds (600), or prints no test line counts as one failed test. Output of each goes to
 # BUILD_DIR/test-logs/. $JOBS programs run at once (one per processor). With $TALLY set, "passed failed skipped"
 # is appended to that file and the failures to $TALLY.failures. The last line is the count; exit status 1 when
 # a test failed.
@@ -11,7 +11,7 @@ set -u
 [ $# -ge 1 ] || { echo "usage: $0 BUILD_DIR PROGRAM..." >&2; exit 2; }
 export B=$1
 shift
-export LOGS=$B/test-logs TEST_TIMEOUT=${TEST_TIMEOUT:-300}
+export LOGS=$B/test-logs TEST_TIMEOUT=${TEST_TIMEOUT:-600}
 mkdir -p "$LOGS"
 
 log_name() { # build/release-gcc/tests/unit/x_test -> unit.x_test
