@@ -32,7 +32,7 @@ struct bad_tensor { /* the first tensor with a value that is not finite */
 struct micro_batch {
     const int32_t *tokens, *labels, *positions; /* [b, seq] */
     const float *loss_mask;                     /* [b, seq] */
-    float loss_grad_scale;
+    float loss_grad_scale, aux_grad_scale;
     int index; /* in the global batch, for random numbers */
     bool training;
 };
@@ -43,7 +43,7 @@ struct executor_comms {
 };
 
 struct slot_state { /* what forward leaves for backward of the same micro-batch */
-    float loss_grad_scale;
+    float loss_grad_scale, aux_grad_scale;
     int index;
     bool training;
 };
@@ -62,6 +62,7 @@ struct executor {
     bool *grad_written;                                                     /* per plan parameter */
     const struct param_view ***segment_views; /* per segment: per program parameter */
     uint32_t seed, iteration;
+    struct router_losses router_losses; /* since executor_begin_step */
     double loss_sum; /* masked token losses since executor_begin_step */
     double phase_seconds[PHASE_COUNT];
     size_t high_water;   /* end of the highest arena byte in use so far: the measured peak */
