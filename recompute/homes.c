@@ -58,7 +58,8 @@ static bool drop_free_outputs(const struct program *p, recompute_set selected, b
         for (int k = 0; k < o->num_out; k++) rerun |= dropped[o->out[k]] && need[o->out[k]];
         if (!rerun || !homes_op_is_selected(p, i, selected)) continue;
         for (int k = 0; k < o->num_out; k++)
-            if (!dropped[o->out[k]] && o->out[k] != p->output && !p->tensors[o->out[k]].is_pinned) dropped[o->out[k]] = changed = true;
+            if (!dropped[o->out[k]] && o->out[k] != p->output && !p->tensors[o->out[k]].is_pinned)
+                dropped[o->out[k]] = changed = true;
     }
     return changed;
 }

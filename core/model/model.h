@@ -105,8 +105,8 @@ bool model_has_module(const struct model *m, int module, const char **why_p);
 
 /* ---- segments: each builds into an initialised program and sets its input and output ---- */
 void build_embedding(struct program *p, const struct model *m);
-/* `count` consecutive layers, from layer `first` of the model on: which kind a layer is depends on its number.
- * Two segments with model_layers_are_alike have the same program. */
+/* `count` consecutive layers, from layer `first` of the model on: which kind a layer is depends on its
+ * number. Two segments with model_layers_are_alike have the same program. */
 void build_layers(struct program *p, const struct model *m, int first, int count);
 bool model_layers_are_alike(const struct model *m, int first, int other, int count);
 void build_head(struct program *p, const struct model *m);

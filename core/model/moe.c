@@ -4,13 +4,14 @@
 static int build_shared(struct program *p, const struct model *m, int x) {
     bool gated = activation_is_gated(m->activation);
     int outer = program_begin(p, MODULE_shared_experts);
-    int u = op_add_linear(p, m, x,
-                          &(struct linear_spec){.name = "shared_fc1",
-                                                .prefix = "decoder.layers.%d.mlp.shared_experts.linear_fc1",
-                                                .per_layer = true,
-                                                .shard = shard_rows(m, (gated ? 2 : 1) * m->moe.shared_ffn, m->hidden),
-                                                .out_features = (gated ? 2 : 1) * m->moe.shared_ffn,
-                                                .init_std = m->init_std});
+    int u = op_add_linear(
+        p, m, x,
+        &(struct linear_spec){.name = "shared_fc1",
+                              .prefix = "decoder.layers.%d.mlp.shared_experts.linear_fc1",
+                              .per_layer = true,
+                              .shard = shard_rows(m, (gated ? 2 : 1) * m->moe.shared_ffn, m->hidden),
+                              .out_features = (gated ? 2 : 1) * m->moe.shared_ffn,
+                              .init_std = m->init_std});
     int a = op_add_activation(p, m, u, m->moe.shared_ffn);
     int y = op_add_linear(p, m, a,
                           &(struct linear_spec){.name = "shared_fc2",
@@ -20,13 +21,14 @@ static int build_shared(struct program *p, const struct model *m, int x) {
                                                 .out_features = m->hidden,
                                                 .init_std = m->output_init_std});
     if (m->moe.shared_gate) {
-        int g = op_add_linear(p, m, x,
-                              &(struct linear_spec){.name = "shared_gate",
-                                                    .weight = "decoder.layers.%d.mlp.shared_experts.gate_weight",
-                                                    .per_layer = true,
-                                                    .shard = shard_rows(m, 1, m->hidden),
-                                                    .out_features = 1,
-                                                    .init_std = m->init_std});
+        int g =
+            op_add_linear(p, m, x,
+                          &(struct linear_spec){.name = "shared_gate",
+                                                .weight = "decoder.layers.%d.mlp.shared_experts.gate_weight",
+                                                .per_layer = true,
+                                                .shard = shard_rows(m, 1, m->hidden),
+                                                .out_features = 1,
+                                                .init_std = m->init_std});
         y = op_add_gate(p, m, y, g);
     }
     program_end(p, outer);

@@ -46,7 +46,7 @@ struct run {
     int first_layer;                      /* global index of the segment's first layer */
     bool training;                        /* false in evaluation: no dropout, no gradients */
     float loss_grad_scale;                /* d total / d (masked loss sum of this micro-batch) */
-    float aux_grad_scale;  /* d total / d (mean of a router's losses over this micro-batch) */
+    float aux_grad_scale;                 /* d total / d (mean of a router's losses over this micro-batch) */
     char *high_water; /* end of the highest tensor that an op was handed: the measured peak */
     double *loss_sum; /* += masked sum of token losses; written in the first forward only */
     struct router_losses *router_losses; /* written in the first forward of training only */

@@ -325,8 +325,9 @@ static void compute(struct executor *e, const struct action *a, const struct mic
     const struct plan_chunk *chunk = &plan->chunks[a->chunk];
     int slot = frames_slot(plan, a), n = chunk->num_segments;
     bool forward = a->kind == ACTION_FORWARD;
-    if (forward) e->slots[slot] = (struct slot_state){micro->loss_grad_scale, micro->aux_grad_scale, micro->index,
-                                                         micro->training};
+    if (forward)
+        e->slots[slot] =
+            (struct slot_state){micro->loss_grad_scale, micro->aux_grad_scale, micro->index, micro->training};
     struct batch_view batch = stage_batch(e, slot, forward ? micro : NULL);
     if (forward && a->receive_buffer >= 0) {
         comm_wait(e->receives[a->receive_buffer]);

@@ -32,9 +32,10 @@ struct bad_tensor { /* the first tensor with a value that is not finite */
 struct micro_batch {
     const int32_t *tokens, *labels, *positions; /* [b, seq] */
     const float *loss_mask;                     /* [b, seq] */
-    float loss_grad_scale, aux_grad_scale;
+    float loss_grad_scale;
     int index; /* in the global batch, for random numbers */
     bool training;
+    float aux_grad_scale; /* of the routers' losses */
 };
 
 /* The groups of this rank (parallel/mesh.h). NULL members: one rank. */

@@ -153,7 +153,11 @@ static struct flops_shape flops_shape_of(const struct model *m) {
                                 .num_attention_heads = m->heads,
                                 .num_query_groups = m->groups,
                                 .kv_channels = m->head_dim,
-                                .gated_linear_unit = activation_is_gated(m->activation)};
+                                .gated_linear_unit = activation_is_gated(m->activation),
+                                .num_moe_layers = model_num_moe_layers(m),
+                                .moe_ffn_hidden_size = m->moe.ffn,
+                                .moe_router_topk = m->moe.topk,
+                                .moe_shared_expert_size = m->moe.shared_ffn};
 }
 
 /* For the utilisation figures; 0 when nobody asks for them. */

@@ -12,22 +12,22 @@
  * expert of tokens: rows offsets[e] .. offsets[e + 1] are expert e's. row_of_slot and slot_of_row are each
  * other's inverse.
  *
- * counts[count_sets, experts]: how many tokens have the expert among the topk largest logits (without bias and
- * groups); token t belongs to set t % count_sets: one set for the whole batch, or one per sequence when rows
- * are [sequence position, sequence]. With P[t, e] the softmax, or sigmoid / (sum of them + 1e-20), and T the
- * tokens of a set
- *   *balance_sum += experts / (topk T^2 count_sets) sum over sets, e of (sum over t of P[t, e]) counts[set, e]
- *   *z_sum       += mean over tokens of logsumexp(logits)^2
- * each skipped when its pointer is NULL.  (Fedus et al. 2021; Zoph et al. 2022; group limits: DeepSeek-V2.)
+ * counts[count_sets, experts]: how many tokens have the expert among the topk largest logits (without bias
+ * and groups); token t belongs to set t % count_sets: one set for the whole batch, or one per sequence when
+ * rows are [sequence position, sequence]. With P[t, e] the softmax, or sigmoid / (sum of them + 1e-20), and T
+ * the tokens of a set *balance_sum += experts / (topk T^2 count_sets) sum over sets, e of (sum over t of P[t,
+ * e]) counts[set, e] *z_sum       += mean over tokens of logsumexp(logits)^2 each skipped when its pointer is
+ * NULL.  (Fedus et al. 2021; Zoph et al. 2022; group limits: DeepSeek-V2.)
  *
- * route_backward: dlogits from dprobs, plus balance_scale times the gradient of the first sum and z_scale times
- * that of the second. The selection itself has no gradient.
+ * route_backward: dlogits from dprobs, plus balance_scale times the gradient of the first sum and z_scale
+ * times that of the second. The selection itself has no gradient.
  *
- * router_backward: dx[tokens, hidden] (+)= dlogits[tokens, experts] W[experts, hidden] and dweight (fp32) (+)=
- * dlogits^T x, both with dlogits in fp32.
+ * router_backward: dx[tokens, hidden] (+)= dlogits[tokens, experts] W[experts, hidden] and dweight (fp32)
+ * (+)= dlogits^T x, both with dlogits in fp32.
  *
  * gather_rows: y[i, :] = x[index[i] / divisor, :]; a negative index gives zeros.
- * combine_rows: y[i, :] (+)= sum over j < fan of x[index[i * fan + j], :], in order of j, negative ones skipped.
+ * combine_rows: y[i, :] (+)= sum over j < fan of x[index[i * fan + j], :], in order of j, negative ones
+ * skipped.
  *
  * scaled_activation: y[i, :] = activation(x[i, :]) * scales[index[i]]; backward gives dx and
  * dscales[index[i]] = sum of activation(x[i, :]) * dy[i, :]. index must hit each scale once. A negative index
@@ -36,11 +36,11 @@
  * gate: y[i, :] = x[i, :] * sigmoid(g[i]); backward: dx and dg. dx may alias dy.
  *
  * grouped_gemm: one product per expert; rows offsets[g] .. offsets[g + 1] of the operands belong to group g.
- *   forward, dx       c[rows, n] = a[rows, k] B_g, where B_g is [k, n], or [n, k] with trans_b, the groups one
- *                     after the other, or packed by gemm_pack, each in gemm_packed_bytes(dtype, k, n)
- *   weight gradient   (sums_rows) c[groups, n, k] (+)= a[rows of g, n]^T b[rows of g, k]
- * `rows` is at least offsets[groups]; rows of c from there on are left alone. An empty group's weight gradient
- * is zero. Everything else as gemm. Workspace depends on `rows`, not on how they are shared out. */
+ *   forward, dx       c[rows, n] = a[rows, k] B_g, where B_g is [k, n], or [n, k] with trans_b, the groups
+ * one after the other, or packed by gemm_pack, each in gemm_packed_bytes(dtype, k, n) weight gradient
+ * (sums_rows) c[groups, n, k] (+)= a[rows of g, n]^T b[rows of g, k] `rows` is at least offsets[groups]; rows
+ * of c from there on are left alone. An empty group's weight gradient is zero. Everything else as gemm.
+ * Workspace depends on `rows`, not on how they are shared out. */
 #include "core/tensor/dtype.h"
 #include "kernels/args/pointwise.h"
 #include <stdbool.h>
@@ -58,23 +58,23 @@ struct router_shape {
 };
 
 struct route_forward_args {
-    float *probs;           /* [tokens, topk] */
-    int32_t *experts;       /* [tokens, topk] */
-    int32_t *offsets;       /* [experts + 1] */
-    int32_t *row_of_slot;   /* [tokens * topk] */
-    int32_t *slot_of_row;   /* [tokens * topk] */
-    int32_t *counts;        /* [count_sets, experts] */
-    double *balance_sum;    /* or NULL */
-    double *z_sum;          /* or NULL */
-    const float *logits;    /* [tokens, experts] */
-    const float *bias;      /* [experts], added to sigmoid scores for the selection only; or NULL */
+    float *probs;         /* [tokens, topk] */
+    int32_t *experts;     /* [tokens, topk] */
+    int32_t *offsets;     /* [experts + 1] */
+    int32_t *row_of_slot; /* [tokens * topk] */
+    int32_t *slot_of_row; /* [tokens * topk] */
+    int32_t *counts;      /* [count_sets, experts] */
+    double *balance_sum;  /* or NULL */
+    double *z_sum;        /* or NULL */
+    const float *logits;  /* [tokens, experts] */
+    const float *bias;    /* [experts], added to sigmoid scores for the selection only; or NULL */
     struct router_shape shape;
 };
 
 struct route_backward_args {
-    float *dlogits;        /* [tokens, experts] */
-    const float *dprobs;   /* [tokens, topk] */
-    const float *logits;   /* [tokens, experts] */
+    float *dlogits;         /* [tokens, experts] */
+    const float *dprobs;    /* [tokens, topk] */
+    const float *logits;    /* [tokens, experts] */
     const int32_t *experts; /* [tokens, topk] */
     const int32_t *counts;  /* [count_sets, experts]; read when balance_scale is not 0 */
     struct router_shape shape;
@@ -101,8 +101,8 @@ struct gather_rows_args {
 };
 
 struct combine_rows_args {
-    void *y;       /* [rows, cols] */
-    const void *x; /* [., cols] */
+    void *y;              /* [rows, cols] */
+    const void *x;        /* [., cols] */
     const int32_t *index; /* [rows, fan] */
     int64_t rows, cols, fan;
     bool accumulate;
@@ -120,7 +120,7 @@ struct scaled_activation_forward_args {
 };
 
 struct scaled_activation_backward_args {
-    void *dx;       /* [rows, cols or 2 * cols] */
+    void *dx; /* [rows, cols or 2 * cols] */
     float *dscales;
     const void *dy; /* [rows, cols] */
     const void *x;

@@ -1,7 +1,7 @@
-/* One product per group. Weight gradients and the vector engine take the groups one after the other, each with
- * all threads. Products with packed weights on tile registers are cut into areas first, of all groups, which
- * the threads then take in turn: many small groups keep them as busy as one large product. How rows are shared
- * out is only known when the kernel runs, so workspace is that of the worst case. */
+/* One product per group. Weight gradients and the vector engine take the groups one after the other, each
+ * with all threads. Products with packed weights on tile registers are cut into areas first, of all groups,
+ * which the threads then take in turn: many small groups keep them as busy as one large product. How rows are
+ * shared out is only known when the kernel runs, so workspace is that of the worst case. */
 #include "kernels/cpu/gemm.h"
 
 static struct gemm_args product_of(const struct grouped_gemm_args *args, int64_t g, size_t packed_bytes) {
@@ -74,8 +74,8 @@ static void area_body(void *context, int64_t begin, int64_t end, int thread) {
                 high = middle - 1;
         }
         struct gemm_args p = product_of(job->args, low, job->packed_bytes);
-        CPU(gemm_tiles_run)(&p, job->threads, area - job->begins[low],
-                            job->thread_space + (size_t)thread * job->thread_bytes);
+        CPU(gemm_tiles_run)
+        (&p, job->threads, area - job->begins[low], job->thread_space + (size_t)thread * job->thread_bytes);
     }
 }
 
@@ -86,9 +86,12 @@ static size_t begins_bytes(const struct grouped_gemm_args *args) {
 static void run_areas(const struct stream *stream, const struct grouped_gemm_args *args) {
     int64_t *begins = stream->workspace, threads = threads_count(stream->threads);
     struct gemm_args largest = largest_of(args);
-    struct area_job job = {args, begins, (unsigned char *)stream->workspace + begins_bytes(args),
+    struct area_job job = {args,
+                           begins,
+                           (unsigned char *)stream->workspace + begins_bytes(args),
                            CPU(gemm_tiles_thread_bound)(&largest),
-                           CPU(gemm_tiles_packed_bytes)(args->k, args->n), 1};
+                           CPU(gemm_tiles_packed_bytes)(args->k, args->n),
+                           1};
     int64_t areas = count_areas(args, begins, 1, job.packed_bytes);
     if (areas < ENOUGH_AREAS * threads) {
         job.threads = threads;

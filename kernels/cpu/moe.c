@@ -82,8 +82,8 @@ void CPU(gate_forward)(const struct stream *stream, const struct gate_forward_ar
                 (void *)(uintptr_t)args);
 }
 
-SIMD_INLINE void gate_run(float *lanes, const struct gate_backward_args *a, float open, int64_t j0,
-                          int64_t n, enum dtype t) {
+SIMD_INLINE void gate_run(float *lanes, const struct gate_backward_args *a, float open, int64_t j0, int64_t n,
+                          enum dtype t) {
     SIMD_LOOP for (int64_t j = 0; j < n; j++) {
         float dy = simd_load(a->dy, t, j0 + j);
         lanes[j] += dy * simd_load(a->x, t, j0 + j);
@@ -157,8 +157,8 @@ static void router_dweight_body(void *context, int64_t begin, int64_t end, int t
             const float *factors = a->dlogits + t * a->experts + e0;
             rows_load(row, dtype_at(a->x, a->dtype, t * a->hidden + j), a->dtype, n);
             for (int64_t e = 0; e < count; e++) {
-                SIMD_LOOP for (int64_t x = 0; x < n; x++)
-                    sums[e][x] = MATH_FMA(factors[e], row[x], sums[e][x]);
+                SIMD_LOOP for (int64_t x = 0; x < n; x++) sums[e][x] =
+                    MATH_FMA(factors[e], row[x], sums[e][x]);
             }
         }
         for (int64_t e = 0; e < count; e++) {

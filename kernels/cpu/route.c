@@ -84,7 +84,7 @@ static void route_token(const struct route_forward_args *a, int64_t t) {
     bool by_logit = (!s->group_count && !a->bias) || (s->score == ROUTER_SOFTMAX && !s->pre_softmax);
     float sum = raw_scores(score, logits, s->experts, s->score, largest(logits, s->experts));
     for (int64_t e = 0; e < s->experts; e++)
-        key[e] = by_logit                      ? logits[e]
+        key[e] = by_logit                     ? logits[e]
                  : s->score == ROUTER_SOFTMAX ? score[e] / sum
                                               : score[e] + (a->bias ? a->bias[e] : 0);
     if (s->group_count) limit_groups(key, s);
@@ -117,7 +117,8 @@ static void sort_rows(const struct route_forward_args *a) {
     }
 }
 
-/* Where the selection is by plain logits it has been made; otherwise it is made again without bias and groups. */
+/* Where the selection is by plain logits it has been made; otherwise it is made again without bias and
+ * groups. */
 static void count_choices(const struct route_forward_args *a) {
     const struct router_shape *s = &a->shape;
     bool is_plain = !s->group_count && !a->bias;
@@ -170,8 +171,8 @@ static void sum_losses(const struct stream *stream, const struct route_forward_a
         z += job.sums[2 * i + 1];
     }
     if (a->balance_sum)
-        *a->balance_sum += balance * (double)s->experts /
-                           ((double)s->topk * of_set * of_set * (double)s->count_sets);
+        *a->balance_sum +=
+            balance * (double)s->experts / ((double)s->topk * of_set * of_set * (double)s->count_sets);
     if (a->z_sum) *a->z_sum += z / (double)s->tokens;
 }
 

@@ -17,7 +17,8 @@ void reference_router_backward(const struct stream *stream, const struct router_
         for (int64_t i = 0; i < a.hidden; i++) {
             double sum = a.accumulate_dweight ? (double)a.dweight[e * a.hidden + i] : 0;
             for (int64_t t = 0; t < a.tokens; t++)
-                sum += (double)a.dlogits[t * a.experts + e] * (double)load_f32(a.x, a.dtype, t * a.hidden + i);
+                sum +=
+                    (double)a.dlogits[t * a.experts + e] * (double)load_f32(a.x, a.dtype, t * a.hidden + i);
             a.dweight[e * a.hidden + i] = (float)sum;
         }
 }
@@ -72,7 +73,8 @@ void reference_grouped_gemm(const struct stream *stream, const struct grouped_ge
     int64_t matrix = args->n * args->k;
     for (int64_t g = 0; g < args->groups; g++) {
         int64_t first = args->offsets[g], rows = args->offsets[g + 1] - first;
-        struct gemm_args gemm = {.dtype = args->dtype, .c_dtype = args->c_dtype, .accumulate = args->accumulate};
+        struct gemm_args gemm = {
+            .dtype = args->dtype, .c_dtype = args->c_dtype, .accumulate = args->accumulate};
         if (args->sums_rows) {
             gemm.c = (char *)args->c + (size_t)(g * matrix) * c_size;
             gemm.a = (const char *)args->a + (size_t)(first * args->n) * size;

@@ -41,7 +41,7 @@ static void keys_of(double *key, const struct router_shape *s, const float *logi
     double lse = log_sum_exp(logits, s->experts);
     for (int64_t e = 0; e < s->experts; e++) {
         double x = (double)logits[e];
-        key[e] = by_logit                      ? x
+        key[e] = by_logit                     ? x
                  : s->score == ROUTER_SOFTMAX ? exp(x - lse)
                                               : sigmoid(x) + (bias ? (double)bias[e] : 0);
     }
@@ -102,8 +102,8 @@ static void sum_losses(const struct route_forward_args *a) {
     }
     if (!s->tokens) return;
     if (a->balance_sum)
-        *a->balance_sum += balance * (double)s->experts /
-                           ((double)s->topk * of_set * of_set * (double)s->count_sets);
+        *a->balance_sum +=
+            balance * (double)s->experts / ((double)s->topk * of_set * of_set * (double)s->count_sets);
     if (a->z_sum) *a->z_sum += z / (double)s->tokens;
 }
 
@@ -117,8 +117,7 @@ void reference_route_forward(const struct stream *stream, const struct route_for
         int32_t *experts = args->experts + t * s->topk;
         for (int64_t e = 0; e < s->experts; e++) key[e] = (double)logits[e];
         for (int64_t e = 0; e < s->experts; e++)
-            if (rank_of(key, e, 0, s->experts) < s->topk)
-                args->counts[t % s->count_sets * s->experts + e]++;
+            if (rank_of(key, e, 0, s->experts) < s->topk) args->counts[t % s->count_sets * s->experts + e]++;
         keys_of(key, s, logits, args->bias);
         if (s->group_count) limit_groups(key, s);
         for (int64_t e = 0; e < s->experts; e++) {
@@ -148,8 +147,8 @@ static void through_scores(double *dlogits, const struct router_shape *s, const 
     for (int64_t e = 0; e < s->experts; e++) {
         if (!share[e]) continue;
         double x = (double)logits[e], inner = normalised ? (dscore[e] - dot / sum) / sum : dscore[e];
-        dlogits[e] += s->score == ROUTER_SOFTMAX ? exp(x - most) * inner
-                                                 : sigmoid(x) * (1 - sigmoid(x)) * inner;
+        dlogits[e] +=
+            s->score == ROUTER_SOFTMAX ? exp(x - most) * inner : sigmoid(x) * (1 - sigmoid(x)) * inner;
     }
 }
 

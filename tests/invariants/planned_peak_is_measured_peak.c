@@ -33,6 +33,14 @@ static struct model random_model(void) {
     m.rotary_dim = m.learned_positions ? 0 : m.head_dim;
     m.hidden_dropout = dice(2) ? 0.1f : 0;
     m.attention_dropout = dice(2) ? 0.1f : 0;
+    if (dice(2)) return m;
+    m.moe.experts = 1 + dice(8);
+    m.moe.topk = 1 + dice((uint32_t)m.moe.experts);
+    m.moe.ffn = 8 * (1 + dice(8));
+    m.moe.shared_ffn = dice(2) ? 8 * (1 + dice(8)) : 0;
+    m.moe.shared_gate = dice(2);
+    m.moe.score = (enum router_score)dice(2);
+    m.moe.pattern = dice(2) ? "10101" : NULL;
     return m;
 }
 

@@ -73,8 +73,8 @@ int op_add_router(struct program *p, const struct model *m, int x) {
                                       .init = PARAM_INIT_NORMAL,
                                       .init_std = m->init_std,
                                       .forms = PARAM_FORM_PLAIN});
-    return program_output(p, op, "router_logits", DTYPE_F32, 2,
-                          (int64_t[]){a.shape.tokens, a.shape.experts}, true);
+    return program_output(p, op, "router_logits", DTYPE_F32, 2, (int64_t[]){a.shape.tokens, a.shape.experts},
+                          true);
 }
 
 /* ---- route: who goes where ---- */
@@ -102,8 +102,9 @@ static void route_backward(struct run *r, const struct op *o) {
                 .z_scale = a->z_coeff * r->aux_grad_scale);
 }
 
-static const struct op_def op_route = {"route",  route_forward, route_backward, .backward_reads_in = 1,
-                                       .backward_reads_out = 2 | 8, .grad_in = 1};
+static const struct op_def op_route = {
+    "route",     route_forward, route_backward, .backward_reads_in = 1, .backward_reads_out = 2 | 8,
+    .grad_in = 1};
 
 struct routing op_add_route(struct program *p, const struct model *m, int logits) {
     struct moe_attributes a = attributes_of(m);
@@ -165,7 +166,8 @@ static const struct op_def op_unpermute = {"unpermute", unpermute_forward, unper
 int op_add_permute(struct program *p, const struct model *m, int x, struct routing r) {
     struct moe_attributes a = attributes_of(m);
     int op = program_op(p, &op_permute, "permute", (int[]){x, r.dispatch}, 2, &a, sizeof(a));
-    return program_output(p, op, "expert_rows", m->dtype, 2, (int64_t[]){slots_of(&a.shape), m->hidden}, true);
+    return program_output(p, op, "expert_rows", m->dtype, 2, (int64_t[]){slots_of(&a.shape), m->hidden},
+                          true);
 }
 
 int op_add_unpermute(struct program *p, const struct model *m, int y, struct routing r) {
@@ -186,10 +188,10 @@ static void grouped_forward(struct run *r, const struct op *o) {
     const struct param_view *w = run_param(r, o, 0);
     enum dtype dtype = run_info(r, o->in[0])->dtype;
     KERNEL_CALL(grouped_gemm, r->stream, .c = run_tensor(r, o->out[0]), .a = run_tensor(r, o->in[0]),
-                .b = w->packed_forward ? w->packed_forward : w->plain,
-                .offsets = run_tensor(r, o->in[1]), .groups = g->groups, .rows = g->rows, .n = g->out,
-                .k = g->in, .trans_b = w->packed_forward == NULL, .b_packed = w->packed_forward != NULL,
-                .dtype = dtype, .c_dtype = dtype);
+                .b = w->packed_forward ? w->packed_forward : w->plain, .offsets = run_tensor(r, o->in[1]),
+                .groups = g->groups, .rows = g->rows, .n = g->out, .k = g->in,
+                .trans_b = w->packed_forward == NULL, .b_packed = w->packed_forward != NULL, .dtype = dtype,
+                .c_dtype = dtype);
 }
 
 static void grouped_backward(struct run *r, const struct op *o) {
@@ -197,9 +199,9 @@ static void grouped_backward(struct run *r, const struct op *o) {
     const struct param_view *w = run_param(r, o, 0);
     enum dtype dtype = run_info(r, o->in[0])->dtype;
     KERNEL_CALL(grouped_gemm, r->stream, .c = run_grad(r, o->in[0]), .a = run_grad(r, o->out[0]),
-                .b = w->packed_backward ? w->packed_backward : w->plain,
-                .offsets = run_tensor(r, o->in[1]), .groups = g->groups, .rows = g->rows, .n = g->in,
-                .k = g->out, .b_packed = w->packed_backward != NULL, .dtype = dtype, .c_dtype = dtype,
+                .b = w->packed_backward ? w->packed_backward : w->plain, .offsets = run_tensor(r, o->in[1]),
+                .groups = g->groups, .rows = g->rows, .n = g->in, .k = g->out,
+                .b_packed = w->packed_backward != NULL, .dtype = dtype, .c_dtype = dtype,
                 .accumulate = run_accumulates(r, 0));
 }
 
@@ -213,10 +215,9 @@ static void grouped_backward_weight(struct run *r, const struct op *o) {
                 .c_dtype = DTYPE_F32);
 }
 
-static const struct op_def op_grouped_linear = {"grouped_linear",        grouped_forward,
-                                                grouped_backward,        grouped_backward_weight,
-                                                .backward_reads_in = 3,  .weight_reads_in = 1,
-                                                .grad_in = 1};
+static const struct op_def op_grouped_linear = {
+    "grouped_linear",       grouped_forward,      grouped_backward, grouped_backward_weight,
+    .backward_reads_in = 3, .weight_reads_in = 1, .grad_in = 1};
 
 int op_add_grouped_linear(struct program *p, const struct model *m, int x, struct routing r,
                           const struct linear_spec *spec) {
@@ -267,7 +268,8 @@ static const struct op_def op_scaled_activation = {"scaled_activation", scaled_f
 int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r) {
     struct moe_attributes moe = attributes_of(m);
     struct scaled_attributes a = {moe.shape, m->activation, slots_of(&moe.shape), m->moe.ffn};
-    int op = program_op(p, &op_scaled_activation, "moe_act", (int[]){x, r.probs, r.dispatch}, 3, &a, sizeof(a));
+    int op =
+        program_op(p, &op_scaled_activation, "moe_act", (int[]){x, r.probs, r.dispatch}, 3, &a, sizeof(a));
     return program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);
 }
 
@@ -287,12 +289,13 @@ static void gate_backward(struct run *r, const struct op *o) {
                 .rows = y->dims[0] * y->dims[1], .cols = y->dims[2], .dtype = y->dtype);
 }
 
-static const struct op_def op_gate = {"gate", gate_forward, gate_backward, .backward_reads_in = 3, .grad_in = 3};
+static const struct op_def op_gate = {"gate", gate_forward, gate_backward, .backward_reads_in = 3,
+                                      .grad_in = 3};
 
 int op_add_gate(struct program *p, const struct model *m, int x, int g) {
     int op = program_op(p, &op_gate, "gate", (int[]){x, g}, 2, NULL, 0);
-    return program_output(p, op, "gated", m->dtype, 3,
-                          (int64_t[]){model_rows(m), m->micro_batch, m->hidden}, true);
+    return program_output(p, op, "gated", m->dtype, 3, (int64_t[]){model_rows(m), m->micro_batch, m->hidden},
+                          true);
 }
 
 /* ---- sum of two branches: a residual addition without dropout ---- */
