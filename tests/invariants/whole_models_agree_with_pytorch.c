@@ -34,8 +34,18 @@ static void golden_ids(const struct safetensors_tensor *t, int32_t *out, int64_t
     }
 }
 
-static struct model golden_model(bool llama) {
-    struct model m = llama ? tiny_llama() : tiny_gpt();
+enum golden { GPT, LLAMA, MOE, MOE_SIGMOID };
+static const char *const files[] = {
+    "tests/golden/tiny_gpt.safetensors", "tests/golden/tiny_llama.safetensors",
+    "tests/golden/tiny_moe.safetensors", "tests/golden/tiny_moe_sigmoid.safetensors"};
+
+static struct model golden_model(enum golden which) {
+    bool llama = which != GPT;
+    struct model m = which == GPT     ? tiny_gpt()
+                     : which == LLAMA ? tiny_llama()
+                     : which == MOE   ? tiny_moe()
+                                      : tiny_moe_sigmoid();
+    m.moe.ffn = 24;
     m.layers = 2;
     m.hidden_dropout = m.attention_dropout = 0;
     m.qk_norm = m.fused_loss = false;
@@ -60,7 +70,7 @@ static double run_step(struct tiny *t, const struct safetensors *file) {
     golden_ids(golden(file, "tokens"), tokens, TOKENS);
     golden_ids(golden(file, "labels"), labels, TOKENS);
     for (int i = 0; i < TOKENS; i++) positions[i] = i % 12, mask[i] = 1;
-    struct micro_batch micro = {tokens, labels, positions, mask, 1.0f / TOKENS, 0, true};
+    struct micro_batch micro = {tokens, labels, positions, mask, 1.0f / TOKENS, 0, true, 1};
     executor_begin_step(&t->executor, 0);
     const struct schedule_list *list = plan_actions(&t->plan, 1);
     for (int i = 0; i < list->count; i++) executor_run(&t->executor, &list->actions[i], &micro);
@@ -69,6 +79,12 @@ static double run_step(struct tiny *t, const struct safetensors *file) {
 
 static void compare(const char *what, const struct tiny *t, const struct safetensors *file, double loss) {
     EXPECT_NEAR(loss, golden_value(golden(file, "loss"), 0), 1e-5);
+    if (t->plan.request.model.moe.experts) {
+        const struct router_losses *l = &t->executor.router_losses;
+        double z = t->plan.request.model.moe.z_coeff != 0 ? golden_value(golden(file, "z"), 0) : 0;
+        EXPECT_NEAR(l->balance, golden_value(golden(file, "balance"), 0), 1e-5);
+        EXPECT_NEAR(l->z, z, 1e-4);
+    }
     for (int i = 0; i < t->plan.num_params; i++) {
         const struct plan_param *p = &t->plan.params[i];
         char name[200];
@@ -85,13 +101,12 @@ static void compare(const char *what, const struct tiny *t, const struct safeten
     }
 }
 
-static void check(const char *what, bool llama, const struct kernels *kernels, bool flash, bool fused_loss,
-                  struct recompute_policy policy) {
+static void check(const char *what, enum golden which, const struct kernels *kernels, bool flash,
+                  bool fused_loss, struct recompute_policy policy) {
     struct err err;
-    struct safetensors *file = safetensors_open(
-        llama ? "tests/golden/tiny_llama.safetensors" : "tests/golden/tiny_gpt.safetensors", &err);
+    struct safetensors *file = safetensors_open(files[which], &err);
     CHECK(file, "%s", err.text);
-    struct model m = golden_model(llama);
+    struct model m = golden_model(which);
     m.flash = flash;
     m.fused_loss = fused_loss;
     struct plan_request request = tiny_request(m, policy);
@@ -105,7 +120,7 @@ static void check(const char *what, bool llama, const struct kernels *kernels, b
     safetensors_close(file);
 }
 
-static void check_everywhere(bool llama) {
+static void check_everywhere(enum golden which) {
     static const char *const isas[] = {"reference", "generic", "avx2", "avx512", "amx"};
     struct recompute_policy none = {0}, full = {.granularity = RECOMPUTE_FULL,
                                                 .method = RECOMPUTE_UNIFORM,
@@ -113,16 +128,21 @@ static void check_everywhere(bool llama) {
     for (size_t i = 0; i < ARRAY_COUNT(isas); i++) {
         const struct kernels *k = i ? kernels_cpu_isa(isas[i]) : kernels_reference();
         if (!k) continue;
-        for (int way = 0; way < 4; way++) check(isas[i], llama, k, way & 1, way & 2, none);
-        check(isas[i], llama, k, true, true, full);
+        for (int way = 0; way < 4; way++) check(isas[i], which, k, way & 1, way & 2, none);
+        check(isas[i], which, k, true, true, full);
     }
 }
 
 TEST(gpt) {
-    check_everywhere(false);
+    check_everywhere(GPT);
 }
 TEST(llama) {
-    check_everywhere(true);
+    check_everywhere(LLAMA);
 }
 
-RUN_TESTS(CASE(gpt), CASE(llama))
+TEST(mixture_of_experts) {
+    check_everywhere(MOE);
+    check_everywhere(MOE_SIGMOID);
+}
+
+RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts))
