@@ -3,6 +3,7 @@
 #include "core/base/mem.h"
 #include "core/base/version.h"
 #include "core/checkpoint/checkpoint.h"
+#include "core/train/self_check.h"
 #include "core/train/trainer.h"
 #include <stdio.h>
 #include <string.h>
@@ -13,12 +14,20 @@ static int usage_error(const struct ranks *ranks, const struct err *err) {
     return STATUS_USAGE;
 }
 
-static void list_modules(struct config_module *modules) {
-    for (int i = 0; i < MODULE_COUNT; i++)
+/* The flags are not validated yet, but they say which parts the model has. */
+static void list_modules(const struct config *cfg, struct config_module *modules) {
+    const struct model model = {.kv_rank = cfg->multi_latent_attention ? cfg->kv_lora_rank : 0,
+                                .moe.experts = config_is_set(cfg, num_experts) ? cfg->num_experts : 0,
+                                .moe.shared_ffn =
+                                    config_is_set(cfg, moe_shared_expert_intermediate_size) ? 1 : 0};
+    for (int i = 0; i < MODULE_COUNT; i++) {
+        bool internal = recompute_module_info(i)->is_internal;
         modules[i] = (struct config_module){
-            recompute_module_info(i)->name, !recompute_module_info(i)->is_internal,
+            recompute_module_info(i)->name, !internal,
             i == MODULE_layer ? "it is what full recompute selects; use --recompute-granularity full"
                               : "it is always recomputed"};
+        if (!internal) modules[i].available = model_has_module(&model, i, &modules[i].why_not);
+    }
 }
 
 static int write_file(const char *path, const struct str *text, struct err *err) {
@@ -45,6 +54,7 @@ static int plan_stage(const struct config *cfg, int rank, struct stage_plan *out
         plan_print_memory(plan, rank, stdout);
         if (rank == 0) plan_print_recompute(plan, stdout);
         if (rank == 0 && cfg->recompute_trace) plan_print_trace(plan, stdout);
+        if (rank == 0 && cfg->print_schedule) setup_print_schedule(&setup, stdout);
         plan_write_json(plan, &out->json);
         out->bytes = plan->arena_bytes;
         out->parameters = plan->num_parameters;
@@ -115,8 +125,10 @@ static int train(const struct config *cfg, const struct ranks *ranks, struct err
             plan_print_recompute(&trainer.setup.plan, stdout);
             if (cfg->recompute_trace) plan_print_trace(&trainer.setup.plan, stdout);
             report_layers(&trainer, stdout);
-            fflush(stdout);
+            if (cfg->print_schedule) setup_print_schedule(&trainer.setup, stdout);
         }
+        report_peaks(&trainer, ranks->rank == 0 ? stdout : NULL);
+        fflush(stdout);
         status = trainer_run(&trainer);
     }
     trainer_close(&trainer);
@@ -159,9 +171,9 @@ static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
     struct config_module modules[MODULE_COUNT];
     struct str json = {0};
     set_log_level(cfg);
-    list_modules(modules);
     cfg->running_ranks = ranks->size;
     if (cfg->use_checkpoint_args && load_checkpoint_args(cfg, err)) return usage_error(ranks, err);
+    list_modules(cfg, modules);
     if (config_validate(cfg, modules, MODULE_COUNT, err)) return usage_error(ranks, err);
     if (cfg->print_topology) return print_topology(cfg, ranks, err);
     if (ranks->rank == 0) {
@@ -176,6 +188,7 @@ static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
     }
     if (cfg->dry_run) return dry_run(cfg, ranks, err);
     if (ranks_open_groups(ranks, cfg, err)) return usage_error(ranks, err);
+    if (cfg->self_check) return self_check_run(cfg, ranks, stdout, err);
     return train(cfg, ranks, err);
 }
 

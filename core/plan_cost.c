@@ -144,6 +144,25 @@ static void measure_segments(struct plan *plan, struct meter *m) {
     }
 }
 
+/* Context-parallel ranks see different stretches of the keys, so their kernels may want different workspaces; all take
+ * the largest, so that all have the same plan. */
+static void measure_other_ranks(struct plan *plan, struct meter *m) {
+    struct model model = plan->request.model;
+    for (model.cp_rank = 0; model.cp_rank < model_cp(&model) && model.cp > 1; model.cp_rank++) {
+        struct program program;
+        struct compiled compiled;
+        struct kernel_cost by_phase[3] = {{0}};
+        program_init(&program);
+        build_layers(&program, &model, 0, 1);
+        recompute_compile(&program, RECOMPUTE_BIT(MODULE_tensor_gather), false, &compiled);
+        double *op_flops = mem_new_array(double, (size_t)compiled.program.num_ops, "op costs");
+        measure_list(m, &compiled, &compiled.forward, by_phase, op_flops);
+        if (!plan->request.forward_only) measure_list(m, &compiled, &compiled.backward, by_phase, op_flops);
+        mem_free(op_flops);
+        recompute_free(&compiled);
+    }
+}
+
 void plan_measure_costs(struct plan *plan) {
     struct meter m;
     meter_open(&m, plan);
@@ -158,6 +177,7 @@ void plan_measure_costs(struct plan *plan) {
         plan->step_bytes += n * (c->forward.bytes + c->rerun.bytes + c->backward.bytes);
     }
     measure_optimizer(plan, &m);
+    measure_other_ranks(plan, &m);
     plan->workspace_bytes = m.meter.workspace_bytes;
     meter_close(&m);
 }

@@ -128,16 +128,35 @@ static void print_choice(const struct plan *plan, const struct plan *without, co
                 name, share);
 }
 
+static void print_list(const int64_t *items, int64_t count, FILE *out) {
+    for (int64_t i = 0; i < count; i++) fprintf(out, "%s%lld", i ? " " : "", (long long)items[i]);
+}
+
+static void print_full(const struct recompute_policy *policy, FILE *out) {
+    bool uniform = policy->method == RECOMPUTE_UNIFORM;
+    const char *what = uniform ? "per group" : "recomputed, the others kept";
+    if (policy->layer_ids) {
+        fprintf(out, "recompute: full, of layers ");
+        print_list(policy->layer_ids, policy->num_layer_ids, out);
+        fprintf(out, "; the others kept\n");
+    } else if (policy->per_stage) {
+        fprintf(out, "recompute: full, %s, layers of each stage's chunks %s: ", uniform ? "uniform" : "block",
+                what);
+        print_list(policy->per_stage, policy->num_stages, out);
+        fputc('\n', out);
+    } else {
+        fprintf(out, "recompute: full, %s, %d layer%s %s\n", uniform ? "uniform" : "block",
+                policy->num_layers, policy->num_layers == 1 ? "" : "s", what);
+    }
+}
+
 void plan_print_recompute(const struct plan *plan, FILE *out) {
     const struct recompute_policy *policy = &plan->request.recompute;
     struct plan without, with;
     if (policy->granularity == RECOMPUTE_NONE) return;
     if (policy->granularity == RECOMPUTE_FULL) {
         plan_with(plan, (struct recompute_policy){.granularity = RECOMPUTE_NONE}, &without);
-        fprintf(out, "recompute: full, %s, %d layer%s %s\n",
-                policy->method == RECOMPUTE_UNIFORM ? "uniform" : "block", policy->num_layers,
-                policy->num_layers == 1 ? "" : "s",
-                policy->method == RECOMPUTE_UNIFORM ? "per group" : "recomputed, the others kept");
+        print_full(policy, out);
         print_choice(plan, &without, "full", out);
         plan_free(&without);
         return;

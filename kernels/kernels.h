@@ -21,6 +21,7 @@
 #include "kernels/args/gemm.h"
 #include "kernels/args/norm.h"
 #include "kernels/args/attention.h"
+#include "kernels/args/mla.h"
 #include "kernels/args/pointwise.h"
 #include "kernels/args/embedding.h"
 #include "kernels/args/loss.h"

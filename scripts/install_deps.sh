@@ -36,6 +36,12 @@ find_missing() {
         version=$(clang -dumpversion | cut -d. -f1)
         need "libclang-rt-$version-dev" optional "sanitizers and fuzzers of clang"
     fi
+    if [ "$(id -u)" = 0 ]; then # its daemons run as root, so other users skip those tests
+        command_exists slurmctld || need slurmctld optional "tests under a real Slurm (its controller)"
+        command_exists slurmd || need slurmd optional "tests under a real Slurm (its node daemon)"
+        command_exists srun || need slurm-client optional "tests under a real Slurm (sbatch, srun)"
+        command_exists munged || need munge optional "tests under a real Slurm (its authentication)"
+    fi
 }
 
 find_missing

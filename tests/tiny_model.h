@@ -83,6 +83,17 @@ static inline struct model tiny_moe_sigmoid(void) {
     return m;
 }
 
+/* Multi-latent attention with YaRN, whose three ranges of frequencies (kept, blended, stretched) all occur.
+ */
+static inline struct model tiny_mla(void) {
+    struct model m = tiny_llama();
+    m.groups = m.heads;
+    m.plain_dim = 6, m.rotary_dim = 8, m.head_dim = 14, m.value_dim = 10;
+    m.kv_rank = 12, m.q_rank = 20;
+    m.yarn_factor = 40, m.yarn_mscale = 1, m.yarn_mscale_all_dim = 0.5;
+    return m;
+}
+
 static inline struct plan_request tiny_request(struct model m, struct recompute_policy policy) {
     return (struct plan_request){
         .model = m, .recompute = policy, .micro_batches = 3, .kernels = kernels_cpu()};

@@ -2,8 +2,8 @@
  * that must hold, and a message that names the flags and the remedy. Sources: Megatron-LM's validate_args and
  * TransformerConfig.__post_init__ where it checks; where it silently changes or ignores a flag, the rule
  * refuses. The layout is in rules_parallel.c, the pipeline in rules_pipeline.c, recompute in
- * rules_recompute.c, data and tokenizer in rules_data.c, batch sizes, iterations and learning rates in
- * rules_schedule.c.
+ * rules_recompute.c, multi-latent attention in rules_mla.c, data and tokenizer in rules_data.c, batch sizes,
+ * iterations and learning rates in rules_schedule.c.
  */
 #include "core/config/rules.h"
 #include <string.h>
@@ -47,6 +47,14 @@ static int rules_without_effect(const struct config *cfg, struct err *err) {
     } needs[] = {
         NEEDS(rope_scaling_factor, use_rope_scaling),
         NEEDS(apply_wd_to_qk_layernorm, qk_layernorm),
+        NEEDS(q_lora_rank, multi_latent_attention),
+        NEEDS(kv_lora_rank, multi_latent_attention),
+        NEEDS(qk_head_dim, multi_latent_attention),
+        NEEDS(qk_pos_emb_head_dim, multi_latent_attention),
+        NEEDS(v_head_dim, multi_latent_attention),
+        NEEDS(rotary_scaling_factor, multi_latent_attention),
+        NEEDS(mscale, multi_latent_attention),
+        NEEDS(mscale_all_dim, multi_latent_attention),
         NEEDS(exit_signal, exit_signal_handler),
         NEEDS(cross_entropy_fusion_impl, cross_entropy_loss_fusion),
         NEEDS(decoupled_min_lr, decoupled_lr),
@@ -153,6 +161,7 @@ static int rules_positions(struct config *cfg, struct err *err) {
                 "%s has no effect without rotary positions: add --position-embedding-type rope or drop %s",
                 flag, flag);
     }
+    if (cfg->multi_latent_attention) return 0; /* rules_mla has the rest */
     cfg->rotary_dim = rope ? (int64_t)((double)cfg->kv_channels * cfg->rotary_percent) : 0;
     REQUIRE(!rope || (cfg->rotary_dim > 0 && cfg->rotary_dim % 2 == 0),
             "--rotary-percent %g of --kv-channels %lld is %lld rotated dimensions: they must be even and at "
@@ -194,7 +203,8 @@ static int rules_mlp(struct config *cfg, struct err *err) {
 }
 
 static int rules_model(struct config *cfg, struct err *err) {
-    if (rules_heads(cfg, err) || rules_positions(cfg, err) || rules_mlp(cfg, err)) return -1;
+    if (rules_heads(cfg, err) || rules_positions(cfg, err) || rules_mla(cfg, err) || rules_mlp(cfg, err))
+        return -1;
     cfg->qkv_bias = cfg->add_bias_linear || cfg->add_qkv_bias;
     REQUIRE(!cfg->use_flash_attn || cfg->attention_backend != ATTENTION_BACKEND_UNFUSED,
             "--use-flash-attn and --attention-backend unfused contradict each other: drop one of them");

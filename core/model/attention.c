@@ -1,5 +1,14 @@
 #include "core/model/ops.h"
 
+int build_core_attention(struct program *p, const struct model *m, const int qkv[3]) {
+    int outer = program_begin(p, MODULE_core_attn);
+    int o = m->cp > 1  ? op_add_attention_context(p, m, qkv)
+            : m->flash ? op_add_attention(p, m, qkv)
+                       : op_add_attention_unfused(p, m, qkv);
+    program_end(p, outer);
+    return o;
+}
+
 /* Self-attention: fused projection to q, k, v, attention proper, output projection. */
 int build_attention(struct program *p, const struct model *m, int x) {
     int64_t width = model_heads(m) * m->head_dim;
@@ -15,11 +24,7 @@ int build_attention(struct program *p, const struct model *m, int x) {
                                                   .init_std = m->init_std});
     int parts[3];
     op_add_qkv_split(p, m, qkv, parts);
-    int outer = program_begin(p, MODULE_core_attn);
-    int o = m->cp > 1  ? op_add_attention_context(p, m, parts)
-            : m->flash ? op_add_attention(p, m, parts)
-                       : op_add_attention_unfused(p, m, parts);
-    program_end(p, outer);
+    int o = build_core_attention(p, m, parts);
     int y = op_add_linear(p, m, o,
                           &(struct linear_spec){.name = "linear_proj",
                                                 .prefix = "decoder.layers.%d.self_attention.linear_proj",

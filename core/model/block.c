@@ -14,7 +14,7 @@ static int build_norm(struct program *p, const struct model *m, int x, const cha
 }
 
 /* What a column-split layer reads. Kept by nobody: where the sequence is split, backward gathers it again. */
-static int build_gather(struct program *p, const struct model *m, int x) {
+int build_gather(struct program *p, const struct model *m, int x) {
     int outer = program_begin(p, MODULE_tensor_gather);
     int y = op_add_gather(p, m, x);
     program_end(p, outer);
@@ -23,7 +23,9 @@ static int build_gather(struct program *p, const struct model *m, int x) {
 
 static int build_layer(struct program *p, const struct model *m, int x, int64_t layer) {
     int n1 = build_norm(p, m, x, "input_layernorm", "decoder.layers.%d.input_layernorm");
-    int x1 = op_add_residual(p, m, x, build_attention(p, m, build_gather(p, m, n1)), "residual_attention");
+    int attention =
+        model_has_latents(m) ? build_mla(p, m, n1) : build_attention(p, m, build_gather(p, m, n1));
+    int x1 = op_add_residual(p, m, x, attention, "residual_attention");
     int n2 = build_norm(p, m, x1, "pre_mlp_layernorm", "decoder.layers.%d.pre_mlp_layernorm");
     int y = model_layer_is_moe(m, layer) ? build_moe(p, m, n2) : build_mlp(p, m, build_gather(p, m, n2));
     return op_add_residual(p, m, x1, y, "residual_mlp");
@@ -77,7 +79,9 @@ void build_head(struct program *p, const struct model *m) {
 
 bool model_has_module(const struct model *m, int module, const char **why_p) {
     bool any_moe = m->moe.experts > 0 && (!m->layers || model_num_moe_layers(m) > 0);
-    bool any_dense = !any_moe || model_num_moe_layers(m) < m->layers;
+    bool any_dense = !any_moe || !m->layers || model_num_moe_layers(m) < m->layers;
+    *why_p = "it is a part of multi-latent attention; add --multi-latent-attention or drop it";
+    if (module == MODULE_mla_up_proj) return model_has_latents(m);
     *why_p = "this model has no experts: add --num-experts or drop it";
     if (module == MODULE_moe || module == MODULE_moe_act) return any_moe;
     if (module == MODULE_shared_experts && any_moe)

@@ -41,6 +41,7 @@ static void experts_from_config(const struct config *cfg, struct model *m) {
 }
 
 void model_from_config(const struct config *cfg, int64_t padded_vocab, struct model *out) {
+    bool latents = cfg->multi_latent_attention, yarn = latents && cfg->rope_type == ROPE_TYPE_YARN;
     bool fused_loss =
         cfg->cross_entropy_loss_fusion && cfg->cross_entropy_fusion_impl == CROSS_ENTROPY_FUSION_IMPL_LINEAR;
     *out = (struct model){
@@ -48,7 +49,14 @@ void model_from_config(const struct config *cfg, int64_t padded_vocab, struct mo
         .hidden = cfg->hidden_size,
         .heads = cfg->num_attention_heads,
         .groups = cfg->num_query_groups,
-        .head_dim = cfg->kv_channels,
+        .head_dim = latents ? cfg->qk_head_dim + cfg->qk_pos_emb_head_dim : cfg->kv_channels,
+        .kv_rank = latents ? cfg->kv_lora_rank : 0,
+        .q_rank = config_is_set(cfg, q_lora_rank) ? cfg->q_lora_rank : 0,
+        .plain_dim = latents ? cfg->qk_head_dim : 0,
+        .value_dim = latents ? cfg->v_head_dim : 0,
+        .yarn_factor = yarn ? cfg->rotary_scaling_factor : 0,
+        .yarn_mscale = cfg->mscale,
+        .yarn_mscale_all_dim = cfg->mscale_all_dim,
         .ffn = cfg->ffn_hidden_size,
         .seq = cfg->seq_length,
         .micro_batch = cfg->micro_batch_size,
@@ -69,7 +77,7 @@ void model_from_config(const struct config *cfg, int64_t padded_vocab, struct mo
                                     : 1,
         .rope_scaling_factor = cfg->use_rope_scaling ? cfg->rope_scaling_factor : 0,
         .linear_bias = cfg->add_bias_linear,
-        .qkv_bias = cfg->qkv_bias,
+        .qkv_bias = cfg->qkv_bias && !latents,
         .tied = !cfg->untie_embeddings_and_output_weights,
         .activation = (enum activation)cfg->mlp_activation,
         .init_std = (float)cfg->init_method_std,

@@ -1,9 +1,10 @@
 #pragma once
 /* The dense GPT: one architecture with switches (GPT-2/3: learned positions, LayerNorm, GELU, biases; Llama:
- * RoPE, RMSNorm, SwiGLU, grouped-query attention). `struct model` is what the builders read: plain numbers,
- * derived once from the flags by model_from_config, or set by a test. */
+ * RoPE, RMSNorm, SwiGLU, grouped-query attention; DeepSeek: multi-latent attention). `struct model` is what
+ * the builders read: plain numbers, derived once from the flags by model_from_config, or set by a test. */
 #include "core/tensor/dtype.h"
 #include "core/tensor/program.h"
+#include "kernels/args/attention.h"
 #include "kernels/args/moe.h"
 #include "kernels/args/pointwise.h"
 #include "recompute/recompute.h"
@@ -25,6 +26,12 @@ struct model {
     bool rotary_interleaved;
     double rotary_base, rotary_interpolation; /* positions are divided by rotary_interpolation; 1 for none */
     double rope_scaling_factor;               /* Llama-3 frequency scaling; 0 for none */
+    /* multi-latent attention, when kv_rank > 0: then groups = heads and head_dim = plain_dim + rotary_dim */
+    int64_t kv_rank, q_rank; /* of the latents; q_rank 0: queries straight from the hidden states */
+    int64_t plain_dim;       /* columns of a query or key head that are not rotated */
+    int64_t value_dim;       /* head size of the values */
+    double yarn_factor;      /* context extension by YaRN; 0: plain rotary frequencies */
+    double yarn_mscale, yarn_mscale_all_dim;
     /* linear layers */
     bool linear_bias, qkv_bias, tied;
     enum activation activation;
@@ -61,6 +68,12 @@ static inline int64_t model_cp(const struct model *m) {
 static inline bool model_splits_sequence(const struct model *m) {
     return m->sequence_parallel && m->tp > 1;
 }
+static inline bool model_has_latents(const struct model *m) {
+    return m->kv_rank > 0;
+}
+static inline int64_t model_value_dim(const struct model *m) {
+    return m->value_dim ? m->value_dim : m->head_dim;
+}
 /* Query heads, key/value heads, MLP width, vocabulary rows of this tensor-parallel rank. */
 static inline int64_t model_heads(const struct model *m) {
     return m->heads / model_tp(m);
@@ -87,6 +100,16 @@ static inline int64_t model_rows(const struct model *m) {
     return model_splits_sequence(m) ? model_seq(m) / m->tp : model_seq(m);
 }
 
+/* What attention sees on this rank. */
+static inline struct attention_shape model_attention_shape(const struct model *m) {
+    return (struct attention_shape){.s = model_seq(m),
+                                    .b = m->micro_batch,
+                                    .a = model_heads(m),
+                                    .g = model_groups(m),
+                                    .d = m->head_dim,
+                                    .dv = m->value_dim};
+}
+
 /* Where local rows lie in the whole sequence. Context parallelism cuts it into 2 cp chunks and gives rank r
  * chunks r and 2 cp - 1 - r (causal work is then even); sequence parallelism cuts that once more. */
 struct model_piece {
@@ -111,11 +134,19 @@ void build_layers(struct program *p, const struct model *m, int first, int count
 bool model_layers_are_alike(const struct model *m, int first, int other, int count);
 void build_head(struct program *p, const struct model *m);
 
-/* ---- parts of a layer (each a file: attention.c, mlp.c, moe.c) ---- */
+/* ---- parts of a layer (each a file: attention.c, mla.c, mlp.c, moe.c) ---- */
 int build_attention(struct program *p, const struct model *m, int x);
+/* Core attention, recomputable, on head-major q, k and v. */
+int build_core_attention(struct program *p, const struct model *m, const int qkv[3]);
+/* Multi-latent attention; x is [model_rows, b, h], not gathered. */
+int build_mla(struct program *p, const struct model *m, int x);
 int build_mlp(struct program *p, const struct model *m, int x);
 int build_moe(struct program *p, const struct model *m, int x);
+/* What a column-split layer reads of x [model_rows, b, ..]: x gathered over the sequence, or x itself. */
+int build_gather(struct program *p, const struct model *m, int x);
 
 /* Rotary tables cos, sin [model_seq, rotary_dim / 2] for the positions of this rank's tokens (Su et al. 2021;
- * Llama-3 scaling as Meta's). */
+ * Llama-3 scaling as Meta's; YaRN, Peng et al. 2023, with its concentration factor in the tables). */
 void model_fill_rotary(const struct model *m, float *cos_table, float *sin_table);
+/* What scores are multiplied by: 1 / sqrt(head_dim), with YaRN times mscale(mscale_all_dim)^2. */
+double model_softmax_scale(const struct model *m);

@@ -13,12 +13,12 @@ int op_add_embedding(struct program *p, const struct model *m);
 int op_add_norm(struct program *p, const struct model *m, int x, const char *name, const char *prefix,
                 bool per_layer);
 /* y = x W^T + b, W [out_features, in_features] of which this rank holds a part:
- *   LINEAR_WHOLE   all of it (one tensor-parallel rank)
- *   LINEAR_COLUMN  rows of W: y is this rank's features. The gradient of x is a sum over the ranks: the op
- * reduces it (beside its weight gradient) unless the sequence is split, where op_add_gather does LINEAR_ROW
- * columns of W: x is this rank's features, y a part of a sum: the op reduces it, unless the sequence is
- * split, where op_add_reduce_scatter does. The bias is added on the first rank only A name that is there
- * already (tied weights) is the same parameter. */
+ *   LINEAR_WHOLE   all of it (one tensor-parallel rank, or the same work on each; where the sequence is
+ * split, each on its rows, and the gradient of W is a sum over the ranks) LINEAR_COLUMN  rows of W: y is this
+ * rank's features. The gradient of x is a sum over the ranks: the op reduces it (beside its weight gradient)
+ * unless the sequence is split, where op_add_gather does LINEAR_ROW columns of W: x is this rank's features,
+ * y a part of a sum: the op reduces it, unless the sequence is split, where op_add_reduce_scatter does. The
+ * bias is added on the first rank only A name that is there already (tied weights) is the same parameter. */
 enum linear_split { LINEAR_WHOLE, LINEAR_COLUMN, LINEAR_ROW };
 struct linear_spec {
     const char *name, *prefix; /* parameters `prefix`.weight and, with `bias`, `prefix`.bias */
@@ -43,6 +43,12 @@ struct param_shard shard_qkv_rows(const struct model *m, int64_t cols);
 struct param_shard shard_cols(const struct model *m, int64_t rows, int64_t cols);
 /* qkv [s, b, g (a/g + 2) d] -> qkv_out = {q, k, v}, head-major, with QK norm and rotary embedding. */
 void op_add_qkv_split(struct program *p, const struct model *m, int qkv, int qkv_out[3]);
+/* Multi-latent attention: kv_down [s, b, rank + dr] -> latents = {latent [s, b, rank], k_pe [s, b, dr]}; and
+ * q [s, b, a (dn + dr)], kv [s, b, a (dn + dv)] and k_pe -> head-major qkv_out, rotated. k_pe is the same on
+ * every tensor-parallel rank and each rank's heads make a part of its gradient: the op reduces it, unless the
+ * sequence is split, where op_add_gather does. */
+void op_add_latent_split(struct program *p, const struct model *m, int kv_down, int latents[2]);
+void op_add_mla_assemble(struct program *p, const struct model *m, int q, int kv, int k_pe, int qkv_out[3]);
 /* Fused attention: o [s, b, a d] from q, k, v; keeps the log-sum-exp only. */
 int op_add_attention(struct program *p, const struct model *m, const int qkv[3]);
 /* The same over the tokens of all context-parallel ranks (m->cp > 1): ring, gather or exchange of heads. */

@@ -120,7 +120,10 @@ static bool is_traced(const struct trainer *t) {
     return ranks->count <= 0;
 }
 
-/* Communication beside compute: a track of its own. */
+enum { SHORTEST_WAIT_NS = 1000 }; /* shorter ones found their data there */
+
+/* Communication has a track of its own beside compute, and the times in which compute stood still for it have
+ * another: what is exposed of it. */
 static void trace_communication(void *context, const struct comm_event *event) {
     struct trainer *t = context;
     if (!t->trace) return;
@@ -131,6 +134,12 @@ static void trace_communication(void *context, const struct comm_event *event) {
                                                .end_ns = event->end_ns,
                                                .num_args = 1,
                                                .args = {{"bytes", event->bytes}}});
+    if (event->wait_end_ns - event->wait_begin_ns < SHORTEST_WAIT_NS) return;
+    trace_span(t->trace, &(struct trace_event){.name = comm_kind_name(event->kind),
+                                               .category = event->group,
+                                               .track = TRACK_WAITING,
+                                               .begin_ns = event->wait_begin_ns,
+                                               .end_ns = event->wait_end_ns});
 }
 
 /* One file per rank: trace.json, and trace.rank3.json beside it. */
@@ -147,6 +156,7 @@ static int trace_start(struct trainer *t, struct err *err) {
     if (!t->trace) return -1;
     trace_name_track(t->trace, TRACK_COMPUTE, "compute");
     trace_name_track(t->trace, TRACK_COMMUNICATION, "communication");
+    trace_name_track(t->trace, TRACK_WAITING, "waiting for communication");
     if (t->ranks) comm_world_set_observer(t->ranks->world, trace_communication, t);
     return 0;
 }

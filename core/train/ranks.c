@@ -1,5 +1,6 @@
 #include "core/train/ranks.h"
 #include "core/base/mem.h"
+#include "core/train/signals.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -27,6 +28,10 @@ int ranks_open(struct ranks *r, struct err *err) {
     return 0;
 }
 
+static bool is_told_to_end(void) {
+    return signals_received() != 0;
+}
+
 /* Every rank opens its groups in this order. */
 int ranks_open_groups(struct ranks *r, const struct config *cfg, struct err *err) {
     struct {
@@ -37,6 +42,7 @@ int ranks_open_groups(struct ranks *r, const struct config *cfg, struct err *err
                   {MESH_DATA_CONTEXT, &r->comms.data}, {MESH_EMBEDDING, &r->comms.embedding},
                   {MESH_KV_REPLICAS, &r->comms.kv}};
     if (ranks_mesh(cfg, r->rank, &r->mesh, err)) return -1;
+    if (cfg->exit_signal_handler) comm_world_set_alarm(r->world, is_told_to_end);
     comm_world_set_timeout(r->world, 60.0 * (double)cfg->distributed_timeout_minutes);
     int *members = mem_new_array(int, (size_t)r->size, "ranks of a group");
     for (size_t i = 0; i < ARRAY_COUNT(groups); i++) {
@@ -61,6 +67,10 @@ int ranks_agree(const struct ranks *r, int status, struct err *err) {
     comm_all_reduce(r->comms.world, &first_failed, 1, COMM_I64, COMM_MIN);
     if (first_failed == r->size) return 0;
     comm_broadcast(r->comms.world, err->text, sizeof(err->text), COMM_U8, (int)first_failed);
+    if (first_failed > 0 && strncmp(err->text, "rank ", 5) != 0) { /* rank 0 prints it, and it was well */
+        struct err own = *err;
+        err_set(err, "rank %d: %s", (int)first_failed, own.text);
+    }
     return -1;
 }
 

@@ -5,7 +5,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { WORD_PEAK, WORD_ACTIVATIONS, WORD_RECOMPUTE_SECONDS, WORD_BUSY_SECONDS, WORD_WAIT_SECONDS };
+enum {
+    WORD_PEAK,
+    WORD_ACTIVATIONS,
+    WORD_ALLOCATED,
+    WORD_RESERVED,
+    WORD_RECOMPUTE_SECONDS,
+    WORD_BUSY_SECONDS,
+    WORD_WAIT_SECONDS
+};
 
 static size_t fixed_bytes(const struct plan *plan) {
     return plan->activations - plan->fixed_bytes[CATEGORY_ACTIVATIONS];
@@ -31,6 +39,8 @@ static void exchange(struct trainer *t, double seconds) {
     double *own = t->rank_reports + (ptrdiff_t)rank * RANK_REPORT_WORDS;
     own[WORD_PEAK] = (double)t->executor.high_water;
     own[WORD_ACTIVATIONS] = (double)(t->executor.high_water - fixed_bytes(&t->setup.plan));
+    own[WORD_ALLOCATED] = (double)t->setup.plan.activations;
+    own[WORD_RESERVED] = (double)t->arena.bytes;
     own[WORD_RECOMPUTE_SECONDS] = t->executor.phase_seconds[PHASE_RECOMPUTE];
     own[WORD_WAIT_SECONDS] = waited_seconds(t);
     own[WORD_BUSY_SECONDS] = fmax(seconds - own[WORD_WAIT_SECONDS], 0);
@@ -45,14 +55,14 @@ static int largest_rank(const struct trainer *t, int word) {
     return best;
 }
 
+/* Of the rank with the highest peak. */
 static struct metrics_memory memory_of(const struct trainer *t) {
-    const struct plan *plan = &t->setup.plan;
     int rank = largest_rank(t, WORD_PEAK);
     const double *words = t->rank_reports + (ptrdiff_t)rank * RANK_REPORT_WORDS;
-    return (struct metrics_memory){.allocated = plan->activations,
+    return (struct metrics_memory){.allocated = (uint64_t)words[WORD_ALLOCATED],
                                    .peak_allocated = (uint64_t)words[WORD_PEAK],
-                                   .reserved = t->arena.bytes,
-                                   .peak_reserved = t->arena.bytes,
+                                   .reserved = (uint64_t)words[WORD_RESERVED],
+                                   .peak_reserved = (uint64_t)words[WORD_RESERVED],
                                    .peak_activation = (uint64_t)words[WORD_ACTIVATIONS],
                                    .blocks = 1,
                                    .peak_rank = rank};
@@ -157,7 +167,20 @@ bool report_iteration(struct trainer *t, const struct step_result *r, int64_t ba
     return printed;
 }
 
-/* ---- the map of layers ---- */
+/* ---- at start ---- */
+
+void report_peaks(struct trainer *t, FILE *out) {
+    if (!t->ranks || t->ranks->size == 1) return;
+    char size[32];
+    t->rank_reports[t->ranks->rank * RANK_REPORT_WORDS + WORD_PEAK] = (double)t->setup.plan.arena_bytes;
+    comm_all_gather(t->ranks->comms.world, t->rank_reports, RANK_REPORT_WORDS, COMM_F64);
+    int rank = largest_rank(t, WORD_PEAK);
+    double bytes = t->rank_reports[rank * RANK_REPORT_WORDS + WORD_PEAK];
+    if (out)
+        fprintf(out, "of %d ranks, rank %d has the highest peak: %.0f bytes, %s\n", t->ranks->size, rank,
+                bytes, str_format_bytes(size, sizeof(size), bytes));
+    waited_seconds(t); /* what the start waited for belongs to no iteration */
+}
 
 static bool is_recomputed(const struct trainer *t, int stage, int chunk, int layer) {
     const struct pipeline_chunk *part = &t->setup.split[chunk * t->setup.plan.request.layout.stages + stage];

@@ -45,6 +45,8 @@ struct sync *sync_open(struct executor *e) {
 
 void sync_close(struct sync *s) {
     if (!s) return;
+    for (int i = 0; i < 2; i++)
+        comm_wait(s->staging[i].request); /* gathered ahead for a step that never came */
     mem_free(s->reductions);
     mem_free(s->reduced);
     mem_free(s->shard_written);

@@ -22,7 +22,8 @@ void sync_finish_grads(struct executor *e);
 bool sync_is_local(const struct executor *e, int param);
 /* Packed copies of such a parameter, right after its update; the plain one has been written by AdamW. */
 void sync_pack_local(struct executor *e, int param);
-/* The held masters of all other parameters have changed: gathers them, at once or (overlap) when first needed. */
+/* The held masters of all other parameters have changed: gathers them, at once or (overlap) when first
+ * needed. */
 void sync_shards_changed(struct executor *e);
 /* The held masters have changed (or were loaded): makes the copies that kernels read, gathering them where
  * masters are sharded: at once, or with overlap of gathers when they are first needed. */

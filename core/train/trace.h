@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 enum { TRACE_MAX_ARGS = 8 };
-enum { TRACK_COMPUTE, TRACK_COMMUNICATION }; /* the tracks of a training run */
+enum { TRACK_COMPUTE, TRACK_COMMUNICATION, TRACK_WAITING }; /* the tracks of a training run */
 
 struct trace_arg {
     const char *name;

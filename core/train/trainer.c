@@ -26,6 +26,13 @@ static size_t bytes_with(const struct plan *plan, const struct recompute_policy 
     return bytes;
 }
 
+static bool has_modules(const struct model *m, recompute_set set) {
+    const char *why_not;
+    for (int i = 0; i < MODULE_COUNT; i++)
+        if (set & RECOMPUTE_BIT(i) && !model_has_module(m, i, &why_not)) return false;
+    return true;
+}
+
 static const char *cheapest_that_fits(const struct plan *plan, size_t limit, size_t *bytes_p) {
     static const struct remedy remedies[] = {
         {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_layernorm)},
@@ -37,6 +44,12 @@ static const char *cheapest_that_fits(const struct plan *plan, size_t limit, siz
          "--recompute-granularity selective --recompute-modules layernorm mlp_act"},
         {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_core_attn)},
          "--recompute-activations"},
+        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_mla_up_proj)},
+         "--recompute-granularity selective --recompute-modules mla_up_proj"},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_mla_up_proj) | RECOMPUTE_BIT(MODULE_layernorm) |
+                     RECOMPUTE_BIT(MODULE_mlp_act)},
+         "--recompute-granularity selective --recompute-modules mla_up_proj layernorm mlp_act"},
         {{.granularity = RECOMPUTE_SELECTIVE,
           .modules = RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) |
                      RECOMPUTE_BIT(MODULE_mlp_act)},
@@ -48,6 +61,14 @@ static const char *cheapest_that_fits(const struct plan *plan, size_t limit, siz
           .modules =
               RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp)},
          "--recompute-granularity selective --recompute-modules core_attn layernorm mlp"},
+        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_moe_act)},
+         "--recompute-granularity selective --recompute-modules moe_act"},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_moe_act) | RECOMPUTE_BIT(MODULE_layernorm)},
+         "--recompute-granularity selective --recompute-modules moe_act layernorm"},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_moe) | RECOMPUTE_BIT(MODULE_layernorm)},
+         "--recompute-granularity selective --recompute-modules moe layernorm"},
         {{.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1},
          "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"},
     };
@@ -55,6 +76,7 @@ static const char *cheapest_that_fits(const struct plan *plan, size_t limit, siz
     double best_flops = INFINITY;
     for (size_t i = 0; i < ARRAY_COUNT(remedies); i++) {
         double flops;
+        if (!has_modules(&plan->request.model, remedies[i].policy.modules)) continue;
         size_t bytes = bytes_with(plan, &remedies[i].policy, &flops);
         if (bytes > limit || flops >= best_flops) continue;
         best = remedies[i].flags, best_flops = flops, *bytes_p = bytes;
@@ -157,7 +179,13 @@ static struct flops_shape flops_shape_of(const struct model *m) {
                                 .num_moe_layers = model_num_moe_layers(m),
                                 .moe_ffn_hidden_size = m->moe.ffn,
                                 .moe_router_topk = m->moe.topk,
-                                .moe_shared_expert_size = m->moe.shared_ffn};
+                                .moe_shared_expert_size = m->moe.shared_ffn,
+                                .multi_latent_attention = model_has_latents(m),
+                                .q_lora_rank = m->q_rank,
+                                .kv_lora_rank = m->kv_rank,
+                                .qk_head_dim = m->plain_dim,
+                                .qk_pos_emb_head_dim = model_has_latents(m) ? m->rotary_dim : 0,
+                                .v_head_dim = m->value_dim};
 }
 
 /* For the utilisation figures; 0 when nobody asks for them. */

@@ -32,6 +32,8 @@ struct setup {
     struct plan plan;
 };
 /* Errors are the user's: unreadable tokenizer, vocabulary, unusable --kernels. */
+/* --print-schedule: what each stage does when, and how much of the time it stands idle. */
+void setup_print_schedule(const struct setup *s, FILE *out);
 int setup_open(struct setup *s, const struct config *cfg, int rank, struct err *err);
 void setup_close(struct setup *s);
 
@@ -105,8 +107,10 @@ int step_evaluate(struct trainer *t, struct loader *loader, double *loss_sum_p, 
 void step_diagnose(struct trainer *t, int64_t batch_size, struct str *out);
 
 /* report.c: what the ranks tell rank 0 after each iteration, and the lines made from it. */
-enum { RANK_REPORT_WORDS = 5, RANK_HOST_BYTES = 64 };
+enum { RANK_REPORT_WORDS = 7, RANK_HOST_BYTES = 64 };
 bool report_iteration(struct trainer *t, const struct step_result *r, int64_t batch_size, double seconds);
+/* At start, collective: which rank's plan is the largest; printed where `out` is not NULL. */
+void report_peaks(struct trainer *t, FILE *out);
 /* At start: layer -> (stage, chunk, recomputed or kept). */
 void report_layers(const struct trainer *t, FILE *out);
 

@@ -57,6 +57,16 @@ void update_compute_copies(struct executor *e) {
     sync_weights_changed(e);
 }
 
+/* Of the elements that this rank counts, those of real tokens: rows that only pad the vocabulary are the last
+ * of a shard, and are left out of what is reported, because their number depends on the layout. */
+static int64_t count_used(const struct executor *e, const struct plan_param *p) {
+    int64_t rows = e->plan->request.model.vocab_used, used;
+    if (!p->is_vocabulary || !rows) return p->counted;
+    for (int i = 0; i < p->shard.num_runs; i++) rows -= p->shard.runs[i].first; /* one run at most */
+    used = rows * p->dims[1] - p->held_begin;
+    return used < 0 ? 0 : used < p->counted ? used : p->counted;
+}
+
 static void sum_over_world(struct executor *e, double *values, int count) {
     if (e->comms.world) comm_all_reduce(e->comms.world, values, count, COMM_F64, COMM_SUM);
 }
@@ -69,9 +79,10 @@ static double norm_over(struct executor *e, bool of_grads, int64_t *bad_p) {
     int64_t *bad = (int64_t *)(void *)(sums + plan->num_params);
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
-        if (!p->counted) continue;
+        int64_t count = count_used(e, p);
+        if (!count) continue;
         KERNEL_CALL(sum_squares, &e->stream, .out = &sums[i], .bad = &bad[i],
-                    .x = executor_at(e, of_grads ? p->held_grad : p->master), .n = p->counted,
+                    .x = executor_at(e, of_grads ? p->held_grad : p->master), .n = count,
                     .dtype = DTYPE_F32);
         total[0] += sums[i];
         total[1] += (double)bad[i];
@@ -95,7 +106,8 @@ double update_count_zeros(struct executor *e) {
     double zeros = 0;
     for (int i = 0; i < plan->num_params; i++) {
         const float *grad = executor_at(e, plan->params[i].held_grad);
-        for (int64_t k = 0; k < plan->params[i].counted; k++) zeros += grad[k] == 0;
+        int64_t count = count_used(e, &plan->params[i]);
+        for (int64_t k = 0; k < count; k++) zeros += grad[k] == 0;
     }
     sum_over_world(e, &zeros, 1);
     return zeros;
@@ -110,7 +122,8 @@ void update_apply(struct executor *e, const struct update_options *o) {
         if (!p->held_count) continue;
         KERNEL_CALL(adamw, &e->stream, .master = executor_at(e, p->master), .m = executor_at(e, p->exp_avg),
                     .v = executor_at(e, p->exp_avg_sq), .grad = executor_at(e, p->held_grad),
-                    .model = is_local && p->plain != SIZE_MAX ? executor_at(e, p->plain) : NULL, .n = p->held_count,
+                    .model = is_local && p->plain != SIZE_MAX ? executor_at(e, p->plain) : NULL,
+                    .n = p->held_count,
                     .learning_rate = (float)(p->is_embedding ? o->embedding_learning_rate : o->learning_rate),
                     .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .epsilon = (float)o->epsilon,
                     .weight_decay = decays ? (float)o->weight_decay : 0,
@@ -122,8 +135,7 @@ void update_apply(struct executor *e, const struct update_options *o) {
     sync_shards_changed(e);
 }
 
-/* One term per element, of its name, place and bits; their sum does not depend on who holds what. Rows that
- * only pad the vocabulary are left out: their number depends on the layout. */
+/* One term per element, of its name, place and bits; their sum does not depend on who holds what. */
 static uint64_t hash_stretch(const float *x, int64_t count, uint64_t name, uint64_t first) {
     uint64_t sum = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -139,14 +151,12 @@ static uint64_t hash_stretch(const float *x, int64_t count, uint64_t name, uint6
 
 static uint64_t hash_param(const struct executor *e, const struct plan_param *p) {
     const float *master = executor_at(e, p->master);
-    const struct model *m = &e->plan->request.model;
-    int64_t used = p->is_vocabulary && m->vocab_used ? m->vocab_used * p->shard.full[1] : INT64_MAX;
+    int64_t used = count_used(e, p);
     uint64_t sum = 0, name = hash_bytes(p->name, strlen(p->name));
-    for (int64_t done = 0, count; done < p->counted; done += count) {
-        int64_t global = update_global_element(p, p->held_begin + done, &count), here;
-        if (count > p->counted - done) count = p->counted - done;
-        here = count < used - global ? count : used - global;
-        if (here > 0) sum += hash_stretch(master + done, here, name, (uint64_t)global);
+    for (int64_t done = 0, count; done < used; done += count) {
+        int64_t global = update_global_element(p, p->held_begin + done, &count);
+        if (count > used - done) count = used - done;
+        sum += hash_stretch(master + done, count, name, (uint64_t)global);
     }
     return sum;
 }

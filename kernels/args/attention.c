@@ -10,6 +10,7 @@ static const char *check_shape(const struct attention_shape *shape, enum dtype d
     if (shape->s < 1 || shape->b < 1 || shape->a < 1 || shape->g < 1 || shape->d < 1) {
         return "s, b, a, g and d must be at least 1";
     }
+    if (shape->dv < 0) return "dv must not be negative";
     if (shape->a % shape->g) return "a must be a multiple of g";
     return NULL;
 }
@@ -172,22 +173,26 @@ static double window_scores(const struct attention_shape *shape, struct attentio
     return heads * (causal ? triangle(before + s, keys) - triangle(before, keys) : s * keys);
 }
 
-static double window_kv_elements(const struct attention_shape *shape, struct attention_window window) {
-    double keys = (double)attention_window_of(shape, window).keys;
-    return keys * (double)shape->b * (double)shape->g * (double)shape->d;
+/* Of the tensors with the head size of v: o and its gradient; k and v together. */
+static double o_elements(const struct attention_shape *shape) {
+    return q_elements(shape) / (double)shape->d * (double)attention_value_dim(shape);
 }
 
-/* `products` matrix products of d multiply-adds per score, `pointwise` more operations per score. */
-static struct kernel_cost cost_of_scores(const struct attention_shape *shape, double scores, int products,
-                                         int pointwise, double bytes) {
-    struct kernel_cost cost = {.gemm_flops = scores * 2 * (double)shape->d * products, .bytes = bytes};
+static double window_kv_elements(const struct attention_shape *shape, struct attention_window window) {
+    double keys = (double)attention_window_of(shape, window).keys;
+    return keys * (double)shape->b * (double)shape->g * (double)(shape->d + attention_value_dim(shape));
+}
+
+/* Matrix products of `depth` multiply-adds per score, `pointwise` more operations per score. */
+static struct kernel_cost cost_of_scores(double scores, int64_t depth, int pointwise, double bytes) {
+    struct kernel_cost cost = {.gemm_flops = scores * 2 * (double)depth, .bytes = bytes};
     cost.flops = cost.gemm_flops + scores * pointwise;
     return cost;
 }
 
 static struct kernel_cost score_cost(const struct attention_shape *shape, bool causal, int products,
                                      int pointwise, double bytes) {
-    return cost_of_scores(shape, num_scores(shape, causal), products, pointwise, bytes);
+    return cost_of_scores(num_scores(shape, causal), shape->d * products, pointwise, bytes);
 }
 
 /* Per element of q and k: norm 8 operations forward and 14 backward, rotary 3; the tables are read once. */
@@ -219,31 +224,33 @@ struct kernel_cost qkv_split_backward_cost(const struct qkv_split_backward_args 
 struct kernel_cost attention_forward_cost(const struct attention_forward_args *args) {
     const struct attention_shape *shape = &args->shape;
     double size = (double)dtype_bytes(args->dtype), q = q_elements(shape);
-    double bytes = (q + 2 * window_kv_elements(shape, args->window)) * size + q * (args->o_is_f32 ? 4 : size);
+    double bytes = (q + window_kv_elements(shape, args->window)) * size +
+                   o_elements(shape) * (args->o_is_f32 ? 4 : size);
     if (args->lse) bytes += q / (double)shape->d * 4;
     double scores = window_scores(shape, args->window, args->causal);
-    return cost_of_scores(shape, scores, 2, args->dropout > 0 ? 6 : 4, bytes);
+    return cost_of_scores(scores, shape->d + attention_value_dim(shape), args->dropout > 0 ? 6 : 4, bytes);
 }
 
 struct kernel_cost attention_backward_cost(const struct attention_backward_args *args) {
     const struct attention_shape *shape = &args->shape;
     double size = (double)dtype_bytes(args->dtype), grad_size = args->grads_are_f32 ? 4 : size;
-    double q = q_elements(shape), kv = window_kv_elements(shape, args->window);
-    double bytes = (3 * q + 2 * kv) * size + q / (double)shape->d * 4 +
-                   (q + 2 * kv) * grad_size * (args->accumulate ? 2 : 1);
+    double q = q_elements(shape), o = o_elements(shape), kv = window_kv_elements(shape, args->window);
+    double bytes = (q + 2 * o + kv) * size + q / (double)shape->d * 4 +
+                   (q + kv) * grad_size * (args->accumulate ? 2 : 1);
     double scores = window_scores(shape, args->window, args->causal);
-    struct kernel_cost cost = cost_of_scores(shape, scores, 5, args->dropout > 0 ? 9 : 6, bytes);
-    cost.flops += 2 * q; /* sum of dO * O */
-    if (args->accumulate) cost.flops += q + 2 * kv;
+    int64_t depth = 3 * shape->d + 2 * attention_value_dim(shape); /* scores, dq, dk; dprobs, dv */
+    struct kernel_cost cost = cost_of_scores(scores, depth, args->dropout > 0 ? 9 : 6, bytes);
+    cost.flops += 2 * o; /* sum of dO * O */
+    if (args->accumulate) cost.flops += q + kv;
     return cost;
 }
 
 /* Two products and a sum for each element; two exponentials (8 each), one of them and a logarithm more for
  * lse for each row of a head. */
 struct kernel_cost attention_merge_cost(const struct attention_merge_args *args) {
-    double q = q_elements(&args->shape), rows = q / (double)args->shape.d;
-    return (struct kernel_cost){.flops = args->first ? 0 : 3 * q + 32 * rows,
-                                .bytes = (q + rows) * 4 * (args->first ? 2 : 3)};
+    double rows = q_elements(&args->shape) / (double)args->shape.d, o = o_elements(&args->shape);
+    return (struct kernel_cost){.flops = args->first ? 0 : 3 * o + 32 * rows,
+                                .bytes = (o + rows) * 4 * (args->first ? 2 : 3)};
 }
 
 struct kernel_cost attention_scores_forward_cost(const struct attention_scores_forward_args *args) {

@@ -1,7 +1,9 @@
 #pragma once
 /* Self-attention. Legend: s sequence, b batch, a query heads, g key/value groups (a % g == 0), d head size.
  * Query head i reads group i / (a / g). All attention is causal over the positions of one sequence unless
- * `causal` is false. Hidden tensors keep the sequence first: [s, b, ...], row index i * b + j.
+ * `causal` is false. Hidden tensors keep the sequence first: [s, b, ...], row index i * b + j. Values may
+ * have a head size dv of their own (multi-latent attention): fused attention and attention_merge read it; of
+ * the unfused chain each kernel knows one head size only, scores that of q and k, context that of v, as `d`.
  *
  * qkv_split: from the fused projection qkv[s, b, g * (a/g + 2) * d], whose columns are, for each group, a/g
  * query heads, one key head and one value head (Megatron-LM's layout), to q[b, a, s, d], k[b, g, s, d], v[b,
@@ -33,7 +35,12 @@
 
 struct attention_shape {
     int64_t s, b, a, g, d;
+    int64_t dv; /* head size of v, o and their gradients where it differs from that of q and k; 0: d */
 };
+
+static inline int64_t attention_value_dim(const struct attention_shape *shape) {
+    return shape->dv ? shape->dv : shape->d;
+}
 
 /* Which part of a larger attention the tensors hold. All zero: the whole, keys and queries at the same
  * positions. Query row i stands at position first_query + i, key row j at first_key + j; causal means that a
@@ -103,7 +110,7 @@ struct qkv_split_backward_args {
 };
 
 struct attention_forward_args {
-    void *o;    /* [s, b, a * d] dtype, or float32 */
+    void *o;    /* [s, b, a * dv] dtype, or float32 */
     float *lse; /* [b, a, s]; NULL when nobody needs it (evaluation) */
     const void *q, *k, *v;
     struct attention_shape shape;
@@ -117,8 +124,8 @@ struct attention_forward_args {
 
 struct attention_backward_args {
     void *dq, *dk, *dv; /* [b, a|g, s, d] dtype, or float32 */
-    const void *d_o;    /* [s, b, a * d] dtype */
-    const void *o;      /* [s, b, a * d] dtype; with a window: of all the keys, not of these alone, */
+    const void *d_o;    /* [s, b, a * dv] dtype */
+    const void *o;      /* [s, b, a * dv] dtype; with a window: of all the keys, not of these alone, */
     const float *lse;   /* [b, a, s]            and so is lse */
     const void *q, *k, *v;
     struct attention_shape shape;
@@ -132,7 +139,7 @@ struct attention_backward_args {
 };
 
 struct attention_merge_args {
-    float *o;   /* [s, b, a * d] */
+    float *o;   /* [s, b, a * dv] */
     float *lse; /* [b, a, lse_rows], the first s of each row; 0: s */
     const float *o_part;
     const float *lse_part; /* [b, a, part_rows] likewise */

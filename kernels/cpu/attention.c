@@ -17,9 +17,10 @@ enum {
 struct problem {
     struct attention_shape z;
     struct attention_window w;
-    int64_t d_padded, s_padded; /* s_padded: a multiple of QUERIES and of BLOCK_ROWS */
-    int64_t k_padded;           /* rows of keys, padded likewise */
-    int64_t ahead;              /* query row i stands at key row i + ahead */
+    int64_t dv;                           /* head size of the values */
+    int64_t d_padded, v_padded, s_padded; /* s_padded: a multiple of QUERIES and of BLOCK_ROWS */
+    int64_t k_padded;                     /* rows of keys, padded likewise */
+    int64_t ahead;                        /* query row i stands at key row i + ahead */
     float scale;
     struct dropout drop;
     bool causal;
@@ -31,7 +32,9 @@ static struct problem make_problem(struct attention_shape z, struct attention_wi
     struct attention_window w = attention_window_of(&z, window);
     return (struct problem){.z = z,
                             .w = w,
+                            .dv = attention_value_dim(&z),
                             .d_padded = round_up(z.d, BLOCK_LANES),
+                            .v_padded = round_up(attention_value_dim(&z), BLOCK_LANES),
                             .s_padded = round_up(z.s, QUERIES),
                             .k_padded = round_up(w.keys, QUERIES),
                             .ahead = w.first_query - w.first_key,
@@ -98,23 +101,26 @@ static void drop_block(const struct problem *p, float *keep, uint64_t first, int
 
 /* ---- forward ---- */
 struct forward_buffers {
-    float *k, *v;         /* [k_padded, d_padded] */
-    float *q, *q_t, *out; /* [QUERIES, d_padded], [d_padded, QUERIES] twice */
+    float *k, *v;         /* [k_padded, d_padded], [k_padded, v_padded] */
+    float *q, *q_t;       /* [QUERIES, d_padded], [d_padded, QUERIES] */
+    float *out, *row;     /* [v_padded, QUERIES], [v_padded] */
     float *scores, *keep; /* [KEYS, QUERIES] */
     float max[QUERIES], sum[QUERIES];
 };
 
 static int64_t forward_floats(const struct problem *p) {
-    return 2 * p->k_padded * p->d_padded + 3 * QUERIES * p->d_padded + 2 * KEYS * QUERIES;
+    return (p->k_padded + QUERIES) * (p->d_padded + p->v_padded) + QUERIES * p->d_padded + p->v_padded +
+           2 * KEYS * QUERIES;
 }
 
 static struct forward_buffers forward_carve(const struct problem *p, float *at) {
     struct forward_buffers f;
     f.k = at, at += p->k_padded * p->d_padded;
-    f.v = at, at += p->k_padded * p->d_padded;
+    f.v = at, at += p->k_padded * p->v_padded;
     f.q = at, at += QUERIES * p->d_padded;
     f.q_t = at, at += QUERIES * p->d_padded;
-    f.out = at, at += QUERIES * p->d_padded;
+    f.out = at, at += QUERIES * p->v_padded;
+    f.row = at, at += p->v_padded;
     f.scores = at, at += KEYS * QUERIES;
     f.keep = at;
     return f;
@@ -136,7 +142,7 @@ static void raise_max(const struct problem *p, struct forward_buffers *f, const 
     }
     memcpy(f->max, max, sizeof(max));
     if (same || !b->key) return;
-    for (int64_t n = 0; n < p->d_padded; n++) {
+    for (int64_t n = 0; n < p->v_padded; n++) {
         SIMD_LOOP for (int i = 0; i < QUERIES; i++) f->out[n * QUERIES + i] *= shrink[i];
     }
 }
@@ -166,8 +172,8 @@ static void forward_block(const struct problem *p, struct forward_buffers *f, co
     raise_max(p, f, b);
     if (p->drop.threshold) drop_block(p, f->keep, first, b->rows);
     exponentials(p, f, b->rows);
-    struct left values = {f->v + b->key * p->d_padded, 1, p->d_padded};
-    block_product(f->out, QUERIES, values, f->scores, QUERIES, p->d_padded, QUERIES, b->rows, b->key > 0);
+    struct left values = {f->v + b->key * p->v_padded, 1, p->v_padded};
+    block_product(f->out, QUERIES, values, f->scores, QUERIES, p->v_padded, QUERIES, b->rows, b->key > 0);
 }
 
 static void forward_queries(const struct problem *p, const struct attention_forward_args *args,
@@ -181,17 +187,16 @@ static void forward_queries(const struct problem *p, const struct attention_forw
     for (int i = 0; i < QUERIES; i++) {
         f->max[i] = p->causal && query + i + p->ahead < 0 ? 0.0f : -INFINITY, f->sum[i] = 0.0f;
     }
-    if (!keys_of(p, query)) memset(f->out, 0, (size_t)(QUERIES * p->d_padded) * sizeof(float));
+    if (!keys_of(p, query)) memset(f->out, 0, (size_t)(QUERIES * p->v_padded) * sizeof(float));
     for (int64_t key = 0, keys = keys_of(p, query); key < keys; key += KEYS) {
         struct block b = {query, key, min_i64(KEYS, keys - key)};
         forward_block(p, f, &b, first_element(p, batch, head, &b));
     }
     for (int i = 0; i < rows; i++) {
-        float *o = f->q; /* the queries have been used up */
         float sum = f->sum[i] == 0.0f ? INFINITY : f->sum[i];
-        for (int64_t n = 0; n < z->d; n++) o[n] = f->out[n * QUERIES + i] / sum;
-        row_from_f32(dtype_at(args->o, o_dtype, (((query + i) * z->b + batch) * z->a + head) * z->d), o,
-                     o_dtype, z->d);
+        for (int64_t n = 0; n < p->dv; n++) f->row[n] = f->out[n * QUERIES + i] / sum;
+        row_from_f32(dtype_at(args->o, o_dtype, (((query + i) * z->b + batch) * z->a + head) * p->dv), f->row,
+                     o_dtype, p->dv);
         if (args->lse) args->lse[row + i] = f->max[i] + logf(f->sum[i]);
     }
 }
@@ -212,11 +217,11 @@ static void forward_task(void *context, int64_t begin, int64_t end, int thread) 
     for (int64_t task = begin; task < end; task++) {
         int64_t part = job->parts - 1 - task / (z->b * z->g), batch = task % (z->b * z->g) / z->g;
         int64_t group = task % z->g, per_group = z->a / z->g, last = min_i64(z->s, (part + 1) * PART);
-        int64_t keys = keys_before(p, last), row = (batch * z->g + group) * p->w.k_rows * z->d;
-        pack_rows(f.k, round_up(keys, QUERIES), p->d_padded, dtype_at(job->args->k, p->dtype, row), z->d,
-                  keys, z->d, p->dtype);
-        pack_rows(f.v, round_up(keys, QUERIES), p->d_padded, dtype_at(job->args->v, p->dtype, row), z->d,
-                  keys, z->d, p->dtype);
+        int64_t keys = keys_before(p, last), row = (batch * z->g + group) * p->w.k_rows;
+        pack_rows(f.k, round_up(keys, QUERIES), p->d_padded, dtype_at(job->args->k, p->dtype, row * z->d),
+                  z->d, keys, z->d, p->dtype);
+        pack_rows(f.v, round_up(keys, QUERIES), p->v_padded, dtype_at(job->args->v, p->dtype, row * p->dv),
+                  p->dv, keys, p->dv, p->dtype);
         for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
             for (int64_t query = part * PART; query < last; query += QUERIES) {
                 forward_queries(p, job->args, &f, batch, head, query);
@@ -251,26 +256,27 @@ void CPU(attention_forward)(const struct stream *stream, const struct attention_
 
 /* ---- backward ---- */
 struct backward_buffers {
-    float *k, *v, *dk, *dv;        /* [k_padded, d_padded], of the group */
-    float *q, *d_o, *dq;           /* [s_padded, d_padded], of the head */
-    float *q_t, *do_t;             /* [d_padded, QUERIES] */
+    float *k, *dk, *v, *dv;        /* [k_padded, d_padded], [k_padded, v_padded], of the group */
+    float *q, *dq, *d_o;           /* [s_padded, d_padded], [s_padded, v_padded], of the head */
+    float *q_t, *do_t;             /* [d_padded, QUERIES], [v_padded, QUERIES] */
+    float *row;                    /* [v_padded] */
     float *probs, *dscores, *keep; /* [KEYS, QUERIES] */
     float *lse, *delta;            /* [s_padded], of the head */
 };
 
 static int64_t backward_floats(const struct problem *p) {
-    return (4 * p->k_padded + 3 * p->s_padded + 2 * QUERIES) * p->d_padded + 3 * KEYS * QUERIES +
-           2 * p->s_padded;
+    return (2 * p->k_padded + 2 * p->s_padded + QUERIES) * p->d_padded +
+           (2 * p->k_padded + p->s_padded + QUERIES + 1) * p->v_padded + 3 * KEYS * QUERIES + 2 * p->s_padded;
 }
 
 static struct backward_buffers backward_carve(const struct problem *p, float *at) {
     struct backward_buffers f;
-    float **const big[] = {&f.k, &f.v, &f.dk, &f.dv, &f.q, &f.d_o, &f.dq};
-    for (size_t i = 0; i < sizeof(big) / sizeof(big[0]); i++) {
-        *big[i] = at, at += (i < 4 ? p->k_padded : p->s_padded) * p->d_padded;
-    }
+    float **const wide[] = {&f.k, &f.dk, &f.q, &f.dq}, **const values[] = {&f.v, &f.dv, &f.d_o};
+    for (size_t i = 0; i < 4; i++) *wide[i] = at, at += (i < 2 ? p->k_padded : p->s_padded) * p->d_padded;
+    for (size_t i = 0; i < 3; i++) *values[i] = at, at += (i < 2 ? p->k_padded : p->s_padded) * p->v_padded;
     f.q_t = at, at += QUERIES * p->d_padded;
-    f.do_t = at, at += QUERIES * p->d_padded;
+    f.do_t = at, at += QUERIES * p->v_padded;
+    f.row = at, at += p->v_padded;
     f.probs = at, at += KEYS * QUERIES;
     f.dscores = at, at += KEYS * QUERIES;
     f.keep = at, at += KEYS * QUERIES;
@@ -308,15 +314,15 @@ static void backward_scores(const struct problem *p, struct backward_buffers *f,
 
 static void backward_block(const struct problem *p, struct backward_buffers *f, const struct block *b,
                            uint64_t first) {
-    int64_t d = p->d_padded, rows = round_up(b->rows, BLOCK_ROWS);
-    float *k = f->k + b->key * d, *v = f->v + b->key * d;
+    int64_t d = p->d_padded, dv = p->v_padded, rows = round_up(b->rows, BLOCK_ROWS);
+    float *k = f->k + b->key * d, *v = f->v + b->key * dv;
     block_product(f->probs, QUERIES, (struct left){k, d, 1}, f->q_t, QUERIES, rows, QUERIES, d, false);
-    block_product(f->dscores, QUERIES, (struct left){v, d, 1}, f->do_t, QUERIES, rows, QUERIES, d, false);
+    block_product(f->dscores, QUERIES, (struct left){v, dv, 1}, f->do_t, QUERIES, rows, QUERIES, dv, false);
     backward_scores(p, f, b, first);
     for (int64_t n = b->rows * QUERIES; n < rows * QUERIES; n++) f->probs[n] = f->dscores[n] = 0.0f;
     struct left probs = {f->probs, QUERIES, 1}, dscores = {f->dscores, QUERIES, 1};
     struct left dscores_t = {f->dscores, 1, QUERIES};
-    block_product(f->dv + b->key * d, d, probs, f->d_o + b->query * d, d, rows, d, QUERIES, true);
+    block_product(f->dv + b->key * dv, dv, probs, f->d_o + b->query * dv, dv, rows, dv, QUERIES, true);
     block_product(f->dk + b->key * d, d, dscores, f->q + b->query * d, d, rows, d, QUERIES, true);
     block_product(f->dq + b->query * d, d, dscores_t, k, d, QUERIES, d, b->rows, true);
 }
@@ -326,14 +332,15 @@ static void backward_block(const struct problem *p, struct backward_buffers *f, 
 static void backward_open_head(const struct problem *p, const struct attention_backward_args *args,
                                struct backward_buffers *f, int64_t batch, int64_t head) {
     const struct attention_shape *z = &p->z;
-    int64_t row = (batch * z->a + head) * p->w.q_rows, o = (batch * z->a + head) * z->d;
-    int64_t step = z->b * z->a * z->d;
+    int64_t row = (batch * z->a + head) * p->w.q_rows, o = (batch * z->a + head) * p->dv;
+    int64_t step = z->b * z->a * p->dv;
     load_queries(p, f->q, args->q, row, p->s_padded, z->s);
-    pack_rows(f->d_o, p->s_padded, p->d_padded, dtype_at(args->d_o, p->dtype, o), step, z->s, z->d, p->dtype);
+    pack_rows(f->d_o, p->s_padded, p->v_padded, dtype_at(args->d_o, p->dtype, o), step, z->s, p->dv,
+              p->dtype);
     for (int64_t i = 0; i < p->s_padded; i++) {
-        float *out = f->q_t, sum = 0; /* q_t is free here */
-        if (i < z->s) row_to_f32(out, dtype_at(args->o, p->dtype, o + i * step), p->dtype, z->d);
-        for (int64_t n = 0; n < z->d && i < z->s; n++) sum += out[n] * f->d_o[i * p->d_padded + n];
+        float sum = 0;
+        if (i < z->s) row_to_f32(f->row, dtype_at(args->o, p->dtype, o + i * step), p->dtype, p->dv);
+        for (int64_t n = 0; n < p->dv && i < z->s; n++) sum += f->row[n] * f->d_o[i * p->v_padded + n];
         f->delta[i] = sum;
         f->lse[i] = i < z->s && args->lse[row + i] != -INFINITY ? args->lse[row + i] : INFINITY;
     }
@@ -342,14 +349,14 @@ static void backward_open_head(const struct problem *p, const struct attention_b
 
 /* A row of gradients from float32, stored or added. */
 static void put_gradients(const struct attention_backward_args *args, void *grad, int64_t row,
-                          const float *src) {
+                          const float *src, int64_t size) {
     enum dtype dtype = args->grads_are_f32 ? DTYPE_F32 : args->dtype;
     if (!args->accumulate) {
-        row_from_f32(dtype_at(grad, dtype, row), src, dtype, args->shape.d);
+        row_from_f32(dtype_at(grad, dtype, row), src, dtype, size);
         return;
     }
     float *sum = (float *)grad + row; /* accumulating is float32 only */
-    for (int64_t n = 0; n < args->shape.d; n++) sum[n] += src[n];
+    for (int64_t n = 0; n < size; n++) sum[n] += src[n];
 }
 
 static void backward_head(const struct problem *p, const struct attention_backward_args *args,
@@ -358,7 +365,7 @@ static void backward_head(const struct problem *p, const struct attention_backwa
     backward_open_head(p, args, f, batch, head);
     for (int64_t query = 0; query < z->s; query += QUERIES) {
         transpose_lanes(f->q_t, f->q + query * p->d_padded, p->d_padded);
-        transpose_lanes(f->do_t, f->d_o + query * p->d_padded, p->d_padded);
+        transpose_lanes(f->do_t, f->d_o + query * p->v_padded, p->v_padded);
         for (int64_t key = 0, keys = keys_of(p, query); key < keys; key += KEYS) {
             struct block b = {query, key, min_i64(KEYS, keys - key)};
             backward_block(p, f, &b, first_element(p, batch, head, &b));
@@ -367,7 +374,7 @@ static void backward_head(const struct problem *p, const struct attention_backwa
     for (int64_t n = 0; n < z->s * p->d_padded; n++) f->dq[n] *= p->scale;
     for (int64_t i = 0; i < z->s; i++) {
         int64_t row = ((batch * z->a + head) * p->w.q_rows + i) * z->d;
-        put_gradients(args, args->dq, row, f->dq + i * p->d_padded);
+        put_gradients(args, args->dq, row, f->dq + i * p->d_padded, z->d);
     }
 }
 
@@ -383,22 +390,20 @@ static void backward_task(void *context, int64_t begin, int64_t end, int thread)
     const struct attention_shape *z = &p->z;
     const struct attention_backward_args *args = job->args;
     struct backward_buffers f = backward_carve(p, job->workspace + thread * backward_floats(p));
-    size_t bytes = (size_t)(p->k_padded * p->d_padded) * sizeof(float);
     for (int64_t task = begin; task < end; task++) {
-        int64_t group = task % z->g, per_group = z->a / z->g, keys = p->w.keys,
-                row = task * p->w.k_rows * z->d;
-        pack_rows(f.k, p->k_padded, p->d_padded, dtype_at(args->k, p->dtype, row), z->d, keys, z->d,
+        int64_t group = task % z->g, per_group = z->a / z->g, keys = p->w.keys, row = task * p->w.k_rows;
+        pack_rows(f.k, p->k_padded, p->d_padded, dtype_at(args->k, p->dtype, row * z->d), z->d, keys, z->d,
                   p->dtype);
-        pack_rows(f.v, p->k_padded, p->d_padded, dtype_at(args->v, p->dtype, row), z->d, keys, z->d,
+        pack_rows(f.v, p->k_padded, p->v_padded, dtype_at(args->v, p->dtype, row * p->dv), p->dv, keys, p->dv,
                   p->dtype);
-        memset(f.dk, 0, bytes);
-        memset(f.dv, 0, bytes);
+        memset(f.dk, 0, (size_t)(p->k_padded * p->d_padded) * sizeof(float));
+        memset(f.dv, 0, (size_t)(p->k_padded * p->v_padded) * sizeof(float));
         for (int64_t head = group * per_group; head < (group + 1) * per_group; head++) {
             backward_head(p, args, &f, task / z->g, head);
         }
         for (int64_t j = 0; j < keys; j++) {
-            put_gradients(args, args->dk, row + j * z->d, f.dk + j * p->d_padded);
-            put_gradients(args, args->dv, row + j * z->d, f.dv + j * p->d_padded);
+            put_gradients(args, args->dk, (row + j) * z->d, f.dk + j * p->d_padded, z->d);
+            put_gradients(args, args->dv, (row + j) * p->dv, f.dv + j * p->v_padded, p->dv);
         }
     }
 }

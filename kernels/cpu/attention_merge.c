@@ -35,14 +35,15 @@ static void merge_head(float *o, const float *part, struct weights w, int64_t d)
 static void merge_body(void *context, int64_t begin, int64_t end, int thread) {
     const struct attention_merge_args *x = context;
     const struct attention_shape *z = &x->shape;
+    int64_t dv = attention_value_dim(z);
     (void)thread;
     for (int64_t row = begin; row < end; row++) {
         for (int64_t head = 0; head < z->a; head++) {
-            int64_t line = row % z->b * z->a + head, i = row / z->b, at = (row * z->a + head) * z->d;
+            int64_t line = row % z->b * z->a + head, i = row / z->b, at = (row * z->a + head) * dv;
             float *lse = &x->lse[line * x->lse_rows + i];
             float part = x->lse_part[line * x->part_rows + i];
             struct weights w = weigh(x->first ? -INFINITY : *lse, part);
-            merge_head(x->o + at, x->o_part + at, w, z->d);
+            merge_head(x->o + at, x->o_part + at, w, dv);
             *lse = w.lse;
         }
     }
@@ -52,6 +53,6 @@ void CPU(attention_merge)(const struct stream *stream, const struct attention_me
     struct attention_merge_args x = *args;
     if (!x.lse_rows) x.lse_rows = x.shape.s;
     if (!x.part_rows) x.part_rows = x.shape.s;
-    int64_t grain = simd_rows_per_chunk(CHUNK, x.shape.a * x.shape.d);
+    int64_t grain = simd_rows_per_chunk(CHUNK, x.shape.a * attention_value_dim(&x.shape));
     threads_for(stream->threads, x.shape.s * x.shape.b, grain, merge_body, &x);
 }

@@ -17,10 +17,11 @@ struct problem {
     const struct attention_backward_args *args;
     struct attention_shape z;
     struct attention_window w;
-    int64_t d, s, keys; /* padded to multiples of 32 */
-    int64_t ahead;      /* query row i stands at key row i + ahead */
-    bool direct;        /* keys and values need no packing */
-    float scale;        /* log2(e) times the scale: exponents are to base 2 */
+    int64_t v_dim;          /* head size of the values */
+    int64_t d, dv, s, keys; /* padded to multiples of 32 */
+    int64_t ahead;          /* query row i stands at key row i + ahead */
+    bool direct;            /* keys and values need no packing */
+    float scale;            /* log2(e) times the scale: exponents are to base 2 */
     struct dropout dropout;
 };
 
@@ -30,12 +31,14 @@ static struct problem make_problem(const struct attention_backward_args *args) {
     return (struct problem){.args = args,
                             .z = *z,
                             .w = w,
+                            .v_dim = attention_value_dim(z),
                             .d = (z->d + 31) / 32 * 32,
+                            .dv = (attention_value_dim(z) + 31) / 32 * 32,
                             .s = (z->s + 31) / 32 * 32,
                             .keys = (w.keys + 31) / 32 * 32,
                             .ahead = w.first_query - w.first_key,
-                            .direct =
-                                lies_in_tiles(args->k, w.keys, z->d) && lies_in_tiles(args->v, w.keys, z->d),
+                            .direct = lies_in_tiles(args->k, w.keys, z->d) &&
+                                      lies_in_tiles(args->v, w.keys, attention_value_dim(z)),
                             .scale = args->scale * 1.44269504f,
                             .dropout = dropout_make(args->key, args->dropout)};
 }
@@ -44,10 +47,10 @@ struct buffers {
     const uint16_t *keys, *values; /* f->k and f->v, or the tensors themselves */
     uint16_t *k, *v, *k_t;         /* left tiles: k, v [keys/16][d/32]; k transposed [keys/32][d/16] */
     uint16_t *q_t, *do_t;          /* right tiles of the transposes [s/16][d/32] */
-    uint16_t *q, *d_o;             /* right tiles [s/32][d/16] */
+    uint16_t *q, *d_o;             /* right tiles [s/32][d/16]; of v and dO with dv for d */
     uint16_t *probs, *dscores;     /* left tiles of a row of chunks [2][CHUNKS] */
     uint16_t *dscores_q;           /* right tiles of a block [CHUNKS keys][CHUNKS queries][2] */
-    float *dk, *dv;                /* [keys, d] */
+    float *dk, *dv;                /* [keys, d], [keys, dv] */
     float *dq;                     /* [s/32][d, 32 queries in the order of query_at] */
     float *scores, *dprobs;        /* of a row of chunks: [CHUNKS][32 keys, 32 queries] */
     uint32_t *keep;                /* dropout masks of a block [CHUNKS queries][BLOCK keys] */
@@ -56,15 +59,19 @@ struct buffers {
 
 /* Cuts `f` out of the memory at address `at` and returns the bytes used; address 0 only measures. */
 static size_t carve(struct buffers *f, const struct problem *p, uintptr_t at) {
-    size_t queries = (size_t)(p->s * p->d), keys = (size_t)(p->keys * p->d), row = 2 * CHUNKS * TILE,
-           used = 0;
-    uint16_t **const halves[] = {&f->k, &f->v, &f->k_t, &f->q_t, &f->do_t, &f->q, &f->d_o};
+    size_t row = 2 * CHUNKS * TILE, used = 0;
+    const struct {
+        uint16_t **tiles;
+        int64_t rows, cols;
+    } halves[] = {{&f->k, p->keys, p->d}, {&f->v, p->keys, p->dv}, {&f->k_t, p->keys, p->d},
+                  {&f->q_t, p->s, p->d},  {&f->do_t, p->s, p->dv}, {&f->q, p->s, p->d},
+                  {&f->d_o, p->s, p->dv}};
     for (size_t i = 0; i < sizeof(halves) / sizeof(halves[0]); i++) {
-        *halves[i] = (uint16_t *)(at + used), used += (i < 3 ? keys : queries) * 2;
+        *halves[i].tiles = (uint16_t *)(at + used), used += (size_t)(halves[i].rows * halves[i].cols) * 2;
     }
-    float **const floats[] = {&f->dk, &f->dv, &f->dq};
-    for (size_t i = 0; i < sizeof(floats) / sizeof(floats[0]); i++)
-        *floats[i] = (float *)(at + used), used += (i < 2 ? keys : queries) * 4;
+    f->dk = (float *)(at + used), used += (size_t)(p->keys * p->d) * 4;
+    f->dv = (float *)(at + used), used += (size_t)(p->keys * p->dv) * 4;
+    f->dq = (float *)(at + used), used += (size_t)(p->s * p->d) * 4;
     f->probs = (uint16_t *)(at + used), used += row * 2;
     f->dscores = (uint16_t *)(at + used), used += row * 2;
     f->dscores_q = (uint16_t *)(at + used), used += CHUNKS * row * 2;
@@ -78,22 +85,25 @@ static size_t carve(struct buffers *f, const struct problem *p, uintptr_t at) {
 
 static void pack_group(const struct problem *p, struct buffers *f, int64_t kv) {
     const struct attention_shape *z = &p->z;
-    int64_t first = kv * p->w.k_rows * z->d;
-    struct rows16 k = {(const uint16_t *)p->args->k + first, z->d, p->w.keys, z->d, false};
-    struct rows16 v = {(const uint16_t *)p->args->v + first, z->d, p->w.keys, z->d, false};
+    int64_t first = kv * p->w.k_rows, dv = p->v_dim;
+    struct rows16 k = {(const uint16_t *)p->args->k + first * z->d, z->d, p->w.keys, z->d, false};
+    struct rows16 v = {(const uint16_t *)p->args->v + first * dv, dv, p->w.keys, dv, false};
     f->keys = p->direct ? k.p : f->k;
     f->values = p->direct ? v.p : f->v;
     for (int64_t row = 0; row < p->keys; row += 32) {
         for (int64_t col = 0; col < p->d; col += 32) {
             for (int64_t half = row; half < row + 32 && !p->direct; half += 16) {
                 pack_left(f->k + half * p->d + col / 32 * TILE, &k, half, col);
-                pack_left(f->v + half * p->d + col / 32 * TILE, &v, half, col);
             }
             pack_left_transposed(f->k_t + row * p->d + col / 16 * TILE, &k, row, col);
         }
+        for (int64_t col = 0; col < p->dv && !p->direct; col += 32) {
+            pack_left(f->v + row * p->dv + col / 32 * TILE, &v, row, col);
+            pack_left(f->v + (row + 16) * p->dv + col / 32 * TILE, &v, row + 16, col);
+        }
     }
     memset(f->dk, 0, (size_t)(p->keys * p->d) * 4);
-    memset(f->dv, 0, (size_t)(p->keys * p->d) * 4);
+    memset(f->dv, 0, (size_t)(p->keys * p->dv) * 4);
 }
 
 /* Sum of dO * O over one row. */
@@ -110,25 +120,29 @@ static float row_delta(const struct rows16 *o, const struct rows16 *d_o, int64_t
 
 static void pack_head(const struct problem *p, struct buffers *f, int64_t batch, int64_t head) {
     const struct attention_shape *z = &p->z;
-    int64_t row = (batch * z->a + head) * p->w.q_rows, step = z->b * z->a * z->d,
-            first = (batch * z->a + head) * z->d;
+    int64_t row = (batch * z->a + head) * p->w.q_rows, step = z->b * z->a * p->v_dim,
+            first = (batch * z->a + head) * p->v_dim;
     struct rows16 q = {(const uint16_t *)p->args->q + row * z->d, z->d, z->s, z->d, false};
-    struct rows16 d_o = {(const uint16_t *)p->args->d_o + first, step, z->s, z->d, false};
-    struct rows16 o = {(const uint16_t *)p->args->o + first, step, z->s, z->d, false};
+    struct rows16 d_o = {(const uint16_t *)p->args->d_o + first, step, z->s, p->v_dim, false};
+    struct rows16 o = {(const uint16_t *)p->args->o + first, step, z->s, p->v_dim, false};
     for (int64_t i = 0; i < p->s; i += 32) {
         for (int64_t col = 0; col < p->d; col += 32) {
             for (int64_t half = i; half < i + 32; half += 16) {
                 pack_right_transposed(f->q_t + half * p->d + col / 32 * TILE, &q, half, col);
-                pack_right_transposed(f->do_t + half * p->d + col / 32 * TILE, &d_o, half, col);
             }
             pack_right(f->q + i * p->d + col / 16 * TILE, &q, i, col);
-            pack_right(f->d_o + i * p->d + col / 16 * TILE, &d_o, i, col);
+        }
+        for (int64_t col = 0; col < p->dv; col += 32) {
+            for (int64_t half = i; half < i + 32; half += 16) {
+                pack_right_transposed(f->do_t + half * p->dv + col / 32 * TILE, &d_o, half, col);
+            }
+            pack_right(f->d_o + i * p->dv + col / 16 * TILE, &d_o, i, col);
         }
     }
     for (int64_t i = 0; i < p->s; i++) { /* queries past the end, or that see no key, get probability 0 */
         bool sees = i < z->s && p->args->lse[row + i] != -INFINITY;
         f->lse[i] = sees ? p->args->lse[row + i] * 1.44269504f : 1e30f;
-        f->delta[i] = row_delta(&o, &d_o, i, p->d);
+        f->delta[i] = row_delta(&o, &d_o, i, p->dv);
     }
     memset(f->dq, 0, (size_t)(p->s * p->d) * 4);
 }
@@ -139,14 +153,14 @@ struct chunk {
 };
 
 static void chunk_products(const struct problem *p, const struct buffers *f, struct chunk c) {
-    int64_t d = p->d;
+    int64_t d = p->d, dv = p->dv;
     struct tiles keys = left_tiles(f->keys, c.key, d, p->direct);
-    struct tiles values = left_tiles(f->values, c.key, d, p->direct);
+    struct tiles values = left_tiles(f->values, c.key, dv, p->direct);
     struct tiles queries = {f->q_t + c.query * d, 16 * d, TILE, 0},
-                 outs = {f->do_t + c.query * d, 16 * d, TILE, 0};
+                 outs = {f->do_t + c.query * dv, 16 * dv, TILE, 0};
     int64_t sums = c.query % BLOCK * CHUNK;
     tiles_product(f->scores + sums, 16, 16 * CHUNK, CHUNK, keys, queries, d / 32, false);
-    tiles_product(f->dprobs + sums, 16, 16 * CHUNK, CHUNK, values, outs, d / 32, false);
+    tiles_product(f->dprobs + sums, 16, 16 * CHUNK, CHUNK, values, outs, dv / 32, false);
 }
 
 /* What the inner loop keeps in registers, for 16 queries each. */
@@ -222,13 +236,15 @@ static void chunk_vectors(const struct problem *p, struct buffers *f, struct chu
 /* dv and dk of 32 keys += P dO and dS Q over the chunks first..CHUNKS-1 of the block. */
 static void key_products(const struct problem *p, struct buffers *f, int64_t key, int64_t query,
                          int64_t chunks) {
-    int64_t d = p->d, column = query % BLOCK / CHUNK;
+    int64_t d = p->d, dv = p->dv, column = query % BLOCK / CHUNK;
     struct tiles probs = {f->probs + column * TILE, CHUNKS * TILE, TILE, 0};
     struct tiles dscores = {f->dscores + column * TILE, CHUNKS * TILE, TILE, 0};
+    for (int64_t n = 0; n < dv; n += 32) {
+        struct tiles outs = {f->d_o + query * dv + n / 16 * TILE, TILE, dv / 16 * TILE, 0};
+        tiles_product(f->dv + key * dv + n, 16, 16 * dv, dv, probs, outs, chunks, true);
+    }
     for (int64_t n = 0; n < d; n += 32) {
-        struct tiles outs = {f->d_o + query * d + n / 16 * TILE, TILE, d / 16 * TILE, 0};
         struct tiles queries = {f->q + query * d + n / 16 * TILE, TILE, d / 16 * TILE, 0};
-        tiles_product(f->dv + key * d + n, 16, 16 * d, d, probs, outs, chunks, true);
         tiles_product(f->dk + key * d + n, 16, 16 * d, d, dscores, queries, chunks, true);
     }
 }
@@ -309,13 +325,15 @@ static void write_queries(const struct problem *p, const struct buffers *f, int6
     }
 }
 
-/* Rows of dk or dv, from row `first` of the tensor on, = factor * sums[keys, d padded]. */
-static void write_rows(const struct problem *p, void *out, int64_t first, const float *sums, float factor) {
+/* Rows of dk or dv, `dim` wide, from row `first` of the tensor on, = factor * sums[keys, dim padded]. */
+static void write_rows(const struct problem *p, void *out, int64_t dim, int64_t first, const float *sums,
+                       float factor) {
+    int64_t padded = (dim + 31) / 32 * 32;
     for (int64_t j = 0; j < p->w.keys; j++) {
-        for (int64_t n = 0; n < p->z.d; n += 16) {
-            __mmask16 cols = p->z.d - n >= 16 ? 0xFFFF : (__mmask16)((1u << (p->z.d - n)) - 1);
-            __m512 x = _mm512_mul_ps(_mm512_load_ps(sums + j * p->d + n), _mm512_set1_ps(factor));
-            store_floats(out, (first + j) * p->z.d + n, cols, x, p->args->grads_are_f32, p->args->accumulate);
+        for (int64_t n = 0; n < dim; n += 16) {
+            __mmask16 cols = dim - n >= 16 ? 0xFFFF : (__mmask16)((1u << (dim - n)) - 1);
+            __m512 x = _mm512_mul_ps(_mm512_load_ps(sums + j * padded + n), _mm512_set1_ps(factor));
+            store_floats(out, (first + j) * dim + n, cols, x, p->args->grads_are_f32, p->args->accumulate);
         }
     }
 }
@@ -353,8 +371,8 @@ static void backward_task(void *context, int64_t begin, int64_t end, int thread)
             }
             for (int64_t query = 0; query < p->s; query += CHUNK) write_queries(p, &f, head_row, query);
         }
-        write_rows(p, p->args->dk, kv * p->w.k_rows, f.dk, p->args->scale);
-        write_rows(p, p->args->dv, kv * p->w.k_rows, f.dv, p->dropout.keep_scale);
+        write_rows(p, p->args->dk, z->d, kv * p->w.k_rows, f.dk, p->args->scale);
+        write_rows(p, p->args->dv, p->v_dim, kv * p->w.k_rows, f.dv, p->dropout.keep_scale);
     }
     tiles_close();
 }

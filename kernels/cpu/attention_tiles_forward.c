@@ -13,11 +13,12 @@ struct problem {
     const struct attention_forward_args *args;
     struct attention_shape z;
     struct attention_window w;
-    int64_t ahead;              /* query row i stands at key row i + ahead */
-    int64_t d_padded, k_padded; /* multiples of 32: of d and of the keys */
-    int64_t part;               /* queries of a task */
-    float scale;                /* log2(e) times the scale: exponents are to base 2 */
-    bool direct;                /* keys need no packing */
+    int64_t ahead;                        /* query row i stands at key row i + ahead */
+    int64_t dv;                           /* head size of the values */
+    int64_t d_padded, v_padded, k_padded; /* multiples of 32: of d, of dv and of the keys */
+    int64_t part;                         /* queries of a task */
+    float scale;                          /* log2(e) times the scale: exponents are to base 2 */
+    bool direct;                          /* keys need no packing */
     struct dropout dropout;
 };
 
@@ -34,7 +35,9 @@ static struct problem make_problem(const struct attention_forward_args *args) {
                             .z = args->shape,
                             .w = w,
                             .ahead = w.first_query - w.first_key,
+                            .dv = attention_value_dim(&args->shape),
                             .d_padded = (args->shape.d + 31) / 32 * 32,
+                            .v_padded = (attention_value_dim(&args->shape) + 31) / 32 * 32,
                             .k_padded = (w.keys + 31) / 32 * 32,
                             .part = part_queries(&args->shape),
                             .scale = args->scale * 1.44269504f,
@@ -44,23 +47,24 @@ static struct problem make_problem(const struct attention_forward_args *args) {
 
 struct buffers {
     const uint16_t *keys; /* f->k, or the keys themselves */
-    uint16_t *k, *v;      /* left tiles: k [s/16][d/32], v transposed [s/32][d/16] */
+    uint16_t *k, *v;      /* left tiles: k [s/16][d/32], v transposed [s/32][dv/16] */
     uint16_t *q;          /* right tiles [2][d/32] of the query block */
     uint16_t *probs;      /* right tiles [GROUP_CHUNKS][2] */
     float *scores[2];     /* [CHUNK keys, CHUNK queries] */
-    float *out;           /* [d, CHUNK queries] */
+    float *out;           /* [dv, CHUNK queries] */
     __m512 max[2], sum[2];
     uint32_t keep[GROUP_CHUNKS * CHUNK]; /* dropout masks, per key, of a group of chunks */
 };
 
 static size_t buffer_bytes(const struct problem *p) {
-    size_t d = (size_t)p->d_padded, s = (size_t)p->k_padded;
-    return 2 * s * d * 2 + CHUNK * d * 2 + GROUP_CHUNKS * 2 * TILE * 2 + 2 * CHUNK_SUM * 4 + d * CHUNK * 4;
+    size_t d = (size_t)p->d_padded, dv = (size_t)p->v_padded, s = (size_t)p->k_padded;
+    return s * (d + dv) * 2 + CHUNK * d * 2 + GROUP_CHUNKS * 2 * TILE * 2 + 2 * CHUNK_SUM * 4 +
+           dv * CHUNK * 4;
 }
 
 static void carve(struct buffers *f, const struct problem *p, char *at) {
     int64_t d = p->d_padded, s = p->k_padded;
-    f->k = (uint16_t *)at, f->v = f->k + s * d, f->q = f->v + s * d, f->probs = f->q + CHUNK * d;
+    f->k = (uint16_t *)at, f->v = f->k + s * d, f->q = f->v + s * p->v_padded, f->probs = f->q + CHUNK * d;
     f->scores[0] = (float *)(f->probs + GROUP_CHUNKS * 2 * TILE);
     f->scores[1] = f->scores[0] + CHUNK_SUM, f->out = f->scores[1] + CHUNK_SUM;
 }
@@ -68,16 +72,17 @@ static void carve(struct buffers *f, const struct problem *p, char *at) {
 static void pack_keys_values(const struct problem *p, struct buffers *f, int64_t kv, int64_t keys) {
     const struct attention_shape *z = &p->z;
     int64_t d = p->d_padded;
-    int64_t first = kv * p->w.k_rows * z->d;
-    struct rows16 k = {(const uint16_t *)p->args->k + first, z->d, p->w.keys, z->d, false};
-    struct rows16 v = {(const uint16_t *)p->args->v + first, z->d, p->w.keys, z->d, false};
+    int64_t first = kv * p->w.k_rows;
+    struct rows16 k = {(const uint16_t *)p->args->k + first * z->d, z->d, p->w.keys, z->d, false};
+    struct rows16 v = {(const uint16_t *)p->args->v + first * p->dv, p->dv, p->w.keys, p->dv, false};
     f->keys = p->direct ? k.p : f->k;
     for (int64_t row = 0; row < keys; row += 32) {
-        for (int64_t col = 0; col < d; col += 32) {
-            for (int64_t half = row; half < row + 32 && !p->direct; half += 16) {
-                pack_left(f->k + half * d + col / 32 * TILE, &k, half, col);
-            }
-            pack_left_transposed(f->v + row * d + col / 16 * TILE, &v, row, col);
+        for (int64_t col = 0; col < d && !p->direct; col += 32) {
+            pack_left(f->k + row * d + col / 32 * TILE, &k, row, col);
+            pack_left(f->k + (row + 16) * d + col / 32 * TILE, &k, row + 16, col);
+        }
+        for (int64_t col = 0; col < p->v_padded; col += 32) {
+            pack_left_transposed(f->v + row * p->v_padded + col / 16 * TILE, &v, row, col);
         }
     }
 }
@@ -89,9 +94,9 @@ static void score_products(const struct problem *p, struct buffers *f, int64_t c
     tiles_product(f->scores[chunk % 2], 16, 16 * CHUNK, CHUNK, keys, queries, d / 32, false);
 }
 
-/* out[d, queries] (+)= V^T P over the chunks of a group. */
+/* out[dv, queries] (+)= V^T P over the chunks of a group. */
 static void value_products(const struct problem *p, struct buffers *f, int64_t first, int64_t chunks) {
-    int64_t d = p->d_padded;
+    int64_t d = p->v_padded;
     for (int64_t n = 0; n < d; n += 32) {
         struct tiles values = {f->v + first * CHUNK * d + n / 16 * TILE, TILE, d / 16 * TILE, 0};
         struct tiles probs = {f->probs, TILE, 2 * TILE, 0};
@@ -109,7 +114,7 @@ static void raise_max(const struct problem *p, struct buffers *f, __m512 top[2],
         shrink[h] = exp2_fast(_mm512_sub_ps(f->max[h], max));
         f->max[h] = max, f->sum[h] = _mm512_mul_ps(f->sum[h], shrink[h]);
     }
-    for (int64_t n = 0; n < p->d_padded && out_begun; n++) {
+    for (int64_t n = 0; n < p->v_padded && out_begun; n++) {
         float *row = f->out + n * CHUNK;
         _mm512_store_ps(row, _mm512_mul_ps(_mm512_load_ps(row), shrink[0]));
         _mm512_store_ps(row + 16, _mm512_mul_ps(_mm512_load_ps(row + 16), shrink[1]));
@@ -187,15 +192,15 @@ static void write_queries(const struct problem *p, struct buffers *f, int64_t ba
     for (int h = 0; h < 2; h++) {
         __mmask16 sees = _mm512_cmp_ps_mask(f->sum[h], _mm512_setzero_ps(), _CMP_NEQ_UQ); /* any key */
         __m512 factor = _mm512_maskz_div_ps(sees, _mm512_set1_ps(p->dropout.keep_scale), f->sum[h]);
-        for (int64_t n = 0; n < z->d; n += 16) {
+        for (int64_t n = 0; n < p->dv; n += 16) {
             __m512i r[16];
-            __mmask16 cols = z->d - n >= 16 ? 0xFFFF : (__mmask16)((1u << (z->d - n)) - 1);
+            __mmask16 cols = p->dv - n >= 16 ? 0xFFFF : (__mmask16)((1u << (p->dv - n)) - 1);
             for (int i = 0; i < 16; i++) {
                 r[i] = (__m512i)_mm512_mul_ps(_mm512_load_ps(f->out + (n + i) * CHUNK + 16 * h), factor);
             }
             transpose16(r);
             for (int i = 0; i < 16 && query + 16 * h + i < z->s; i++) {
-                int64_t at = (((query + 16 * h + i) * z->b + batch) * z->a + head) * z->d + n;
+                int64_t at = (((query + 16 * h + i) * z->b + batch) * z->a + head) * p->dv + n;
                 store_floats(p->args->o, at, cols, (__m512)r[i], p->args->o_is_f32, false);
             }
         }
@@ -252,7 +257,7 @@ static void forward_queries(const struct problem *p, struct buffers *f, int64_t 
     if (chunks) {
         score_products(p, f, 0);
     } else {
-        memset(f->out, 0, (size_t)(d * CHUNK) * sizeof(float));
+        memset(f->out, 0, (size_t)(p->v_padded * CHUNK) * sizeof(float));
     }
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         if (chunk % GROUP_CHUNKS == 0) drop_group(p, f, chunk, chunks, first_element);

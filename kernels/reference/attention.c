@@ -20,7 +20,12 @@ static double at(const void *p, enum dtype dtype, int64_t i) {
     return (double)load_f32(p, dtype, i);
 }
 
-/* Row i of query head `head`, and row j of key/value group `group`: [b, a|g, rows, d]. */
+static int64_t value_dim(const struct problem *p) {
+    return attention_value_dim(&p->shape);
+}
+
+/* Row i of query head `head`, and row j of key/value group `group`: [b, a|g, rows, d]; of v [b, g, rows, dv].
+ */
 static int64_t q_row(const struct problem *p, int64_t batch, int64_t head, int64_t i) {
     return ((batch * p->shape.a + head) * p->w.q_rows + i) * p->shape.d;
 }
@@ -29,20 +34,25 @@ static int64_t kv_row(const struct problem *p, int64_t batch, int64_t group, int
     return ((batch * p->shape.g + group) * p->w.k_rows + j) * p->shape.d;
 }
 
-/* Row of o and dO: [s, b, a * d]. */
-static int64_t o_row(const struct problem *p, int64_t batch, int64_t head, int64_t i) {
-    return (i * p->shape.b + batch) * p->shape.a * p->shape.d + head * p->shape.d;
+static int64_t v_row(const struct problem *p, int64_t batch, int64_t group, int64_t j) {
+    return ((batch * p->shape.g + group) * p->w.k_rows + j) * value_dim(p);
 }
 
-static double dot(const struct problem *p, const void *x, int64_t x_row, const void *y, int64_t y_row) {
+/* Row of o and dO: [s, b, a * dv]. */
+static int64_t o_row(const struct problem *p, int64_t batch, int64_t head, int64_t i) {
+    return ((i * p->shape.b + batch) * p->shape.a + head) * value_dim(p);
+}
+
+static double dot(const struct problem *p, const void *x, int64_t x_row, const void *y, int64_t y_row,
+                  int64_t size) {
     double sum = 0;
-    for (int64_t n = 0; n < p->shape.d; n++) sum += at(x, p->dtype, x_row + n) * at(y, p->dtype, y_row + n);
+    for (int64_t n = 0; n < size; n++) sum += at(x, p->dtype, x_row + n) * at(y, p->dtype, y_row + n);
     return sum;
 }
 
 static double score(const struct problem *p, int64_t batch, int64_t head, int64_t i, int64_t j) {
     int64_t group = head / (p->shape.a / p->shape.g);
-    return p->scale * dot(p, p->q, q_row(p, batch, head, i), p->k, kv_row(p, batch, group, j));
+    return p->scale * dot(p, p->q, q_row(p, batch, head, i), p->k, kv_row(p, batch, group, j), p->shape.d);
 }
 
 /* 0, or 1 / (1 - dropout). */
@@ -72,12 +82,12 @@ static void forward_row(const struct problem *p, const struct attention_forward_
     int64_t group = head / (p->shape.a / p->shape.g);
     double lse = row_lse(p, batch, head, i);
     if (args->lse) args->lse[(batch * p->shape.a + head) * p->w.q_rows + i] = (float)lse;
-    for (int64_t first = 0; first < p->shape.d; first += CHUNK) {
-        int64_t count = p->shape.d - first < CHUNK ? p->shape.d - first : CHUNK;
+    for (int64_t first = 0; first < value_dim(p); first += CHUNK) {
+        int64_t count = value_dim(p) - first < CHUNK ? value_dim(p) - first : CHUNK;
         double sum[CHUNK] = {0};
         for (int64_t j = 0; j < num_keys(p, i); j++) {
             double prob = exp(score(p, batch, head, i, j) - lse) * mask(p, batch, head, i, j);
-            int64_t row = kv_row(p, batch, group, j) + first;
+            int64_t row = v_row(p, batch, group, j) + first;
             for (int64_t n = 0; n < count; n++) sum[n] += prob * at(p->v, p->dtype, row + n);
         }
         int64_t row = o_row(p, batch, head, i) + first;
@@ -117,8 +127,8 @@ static struct pair pair_at(const struct problem *p, const struct attention_backw
     int64_t group = head / (p->shape.a / p->shape.g), row = o_row(p, batch, head, i);
     double lse = (double)args->lse[(batch * p->shape.a + head) * p->w.q_rows + i];
     double prob = exp(score(p, batch, head, i, j) - lse), keep = mask(p, batch, head, i, j);
-    double delta = dot(p, args->d_o, row, args->o, row);
-    double dprob = keep * dot(p, args->d_o, row, p->v, kv_row(p, batch, group, j));
+    double delta = dot(p, args->d_o, row, args->o, row, value_dim(p));
+    double dprob = keep * dot(p, args->d_o, row, p->v, v_row(p, batch, group, j), value_dim(p));
     return (struct pair){prob * keep, prob * (dprob - delta)};
 }
 
@@ -144,28 +154,25 @@ static void backward_query(const struct problem *p, const struct attention_backw
     }
 }
 
+/* dk, or with `values` dv, of one key. */
 static void backward_key(const struct problem *p, const struct attention_backward_args *args, int64_t batch,
-                         int64_t group, int64_t j) {
-    int64_t heads = p->shape.a / p->shape.g;
-    for (int64_t first = 0; first < p->shape.d; first += CHUNK) {
-        int64_t count = p->shape.d - first < CHUNK ? p->shape.d - first : CHUNK;
-        double dk[CHUNK] = {0}, dv[CHUNK] = {0};
+                         int64_t group, int64_t j, bool values) {
+    int64_t heads = p->shape.a / p->shape.g, size = values ? value_dim(p) : p->shape.d;
+    for (int64_t first = 0; first < size; first += CHUNK) {
+        int64_t count = size - first < CHUNK ? size - first : CHUNK;
+        double sum[CHUNK] = {0};
         for (int64_t head = group * heads; head < (group + 1) * heads; head++) {
             for (int64_t i = 0; i < p->shape.s; i++) {
                 if (j >= num_keys(p, i)) continue;
                 struct pair pair = pair_at(p, args, batch, head, i, j);
-                int64_t q = q_row(p, batch, head, i) + first, o = o_row(p, batch, head, i) + first;
-                for (int64_t n = 0; n < count; n++) {
-                    dk[n] += p->scale * pair.dscore * at(p->q, p->dtype, q + n);
-                    dv[n] += pair.dropped * at(args->d_o, p->dtype, o + n);
-                }
+                double factor = values ? pair.dropped : p->scale * pair.dscore;
+                int64_t row = (values ? o_row(p, batch, head, i) : q_row(p, batch, head, i)) + first;
+                for (int64_t n = 0; n < count; n++)
+                    sum[n] += factor * at(values ? args->d_o : p->q, p->dtype, row + n);
             }
         }
-        int64_t row = kv_row(p, batch, group, j) + first;
-        for (int64_t n = 0; n < count; n++) {
-            put(args, args->dk, row + n, dk[n]);
-            put(args, args->dv, row + n, dv[n]);
-        }
+        int64_t row = (values ? v_row(p, batch, group, j) : kv_row(p, batch, group, j)) + first;
+        for (int64_t n = 0; n < count; n++) put(args, values ? args->dv : args->dk, row + n, sum[n]);
     }
 }
 
@@ -179,7 +186,10 @@ void reference_attention_backward(const struct stream *stream, const struct atte
             for (int64_t i = 0; i < p.shape.s; i++) backward_query(&p, args, batch, head, i);
         }
         for (int64_t group = 0; group < p.shape.g; group++) {
-            for (int64_t j = 0; j < p.w.keys; j++) backward_key(&p, args, batch, group, j);
+            for (int64_t j = 0; j < p.w.keys; j++) {
+                backward_key(&p, args, batch, group, j, false);
+                backward_key(&p, args, batch, group, j, true);
+            }
         }
     }
 }
@@ -197,13 +207,14 @@ void reference_attention_merge(const struct stream *stream, const struct attenti
     int64_t lse_rows = a.lse_rows ? a.lse_rows : z.s, part_rows = a.part_rows ? a.part_rows : z.s;
     for (int64_t row = 0; row < z.s * z.b * z.a; row++) {
         int64_t head = row % z.a, batch = row / z.a % z.b, i = row / (z.a * z.b);
-        float *lse = &a.lse[(batch * z.a + head) * lse_rows + i], *o = a.o + row * z.d;
+        float *lse = &a.lse[(batch * z.a + head) * lse_rows + i], *o = a.o + row * attention_value_dim(&z);
         double part = (double)a.lse_part[(batch * z.a + head) * part_rows + i];
+        int64_t dv = attention_value_dim(&z);
         double old = a.first ? (double)-INFINITY : (double)*lse, both = merged_lse(old, part);
-        for (int64_t n = 0; n < z.d; n++) {
+        for (int64_t n = 0; n < dv; n++) {
             double sum = 0;
             if (old != -INFINITY) sum += (double)o[n] * exp(old - both);
-            if (part != -INFINITY) sum += (double)a.o_part[row * z.d + n] * exp(part - both);
+            if (part != -INFINITY) sum += (double)a.o_part[row * dv + n] * exp(part - both);
             o[n] = (float)sum;
         }
         *lse = (float)both;

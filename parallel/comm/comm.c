@@ -131,6 +131,10 @@ void comm_world_set_timeout(struct comm_world *world, double seconds) {
     world->timeout_s = seconds;
 }
 
+void comm_world_set_alarm(struct comm_world *world, bool (*alarmed)(void)) {
+    world->alarmed = alarmed;
+}
+
 void comm_world_set_observer(struct comm_world *world,
                              void (*observe)(void *context, const struct comm_event *event), void *context) {
     world->observe = observe;
@@ -186,7 +190,7 @@ const char *comm_name(const struct comm *comm) {
 }
 
 size_t comm_staging_bytes(int size) {
-    return size > 1 ? (size_t)2 * (size_t)size * COMM_CHUNK_BYTES : 0;
+    return size > 1 ? (size_t)2 * (size_t)size * (size_t)comm_chunk_bytes(size) : 0;
 }
 
 const struct comm_stats *comm_stats(const struct comm *comm, enum comm_kind kind) {
@@ -235,10 +239,11 @@ void comm_wait(struct comm_request *request) {
     struct comm_world *world = comm->world;
     uint64_t start = comm_now_ns();
     comm->transport->wait(request);
-    comm->stats[request->kind].wait_seconds += (double)(comm_now_ns() - start) * 1e-9;
+    uint64_t end = comm_now_ns();
+    comm->stats[request->kind].wait_seconds += (double)(end - start) * 1e-9;
     if (world->observe) {
         struct comm_event event = {comm->name, request->kind, request->begin_ns, request->end_ns,
-                                   request->bytes};
+                                   start,      end,           request->bytes};
         world->observe(world->observe_context, &event);
     }
     pthread_mutex_lock(&world->pool_lock);

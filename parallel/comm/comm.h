@@ -13,13 +13,16 @@
  *     ... comm_wait(r);
  *
  * Order and bits: every reduction adds the members' contributions in rank order, element by element, in
- * float32 (in double for COMM_F64), and rounds once. So a result depends on the group and its inputs only:
- * not on timing, message size or algorithm, and every member gets the same bits.
+ * float32 (in double for COMM_F64, integers in their own type), and rounds once. In MAX and MIN a NaN wins.
+ * So a result depends on the group and its inputs only: not on timing, message size or algorithm, and every
+ * member gets the same bits.
  *
- * Calls on one communicator must be made in the same order by all members. Any number of requests may be in
- * flight, on one or several communicators; they make progress on a helper thread while the caller computes.
- * A buffer belongs to the request until comm_wait. Send and receive match by (communicator, peer, tag); tags
- * 0 to COMM_MAX_TAG.
+ * Calls on one communicator must be made in the same order by all members. Up to COMM_MAX_REQUESTS requests
+ * may be in flight on a rank, on one or several communicators; they make progress on a helper thread while
+ * the caller computes. A buffer belongs to the request until comm_wait. One thread at a time may use a
+ * communicator; different ones may be used by different threads. Send and receive match by (communicator,
+ * peer, tag), in the order of their starts; tags 0 to COMM_MAX_TAG. Sizes may exceed 2^31 bytes. Reductions
+ * on one communicator run one after the other, everything else runs at once.
  *
  * Memory: comm_open takes what it will ever need; nothing is allocated later. Staging for reductions is
  * comm_staging_bytes(size) per communicator, a number that the plan can know before launch.
@@ -68,6 +71,11 @@ const char *comm_world_transport(const struct comm_world *world); /* "self", "mp
 void comm_world_note(struct comm_world *world, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Patience of every wait, in seconds; 0 waits for ever. Default 600. */
 void comm_world_set_timeout(struct comm_world *world, double seconds);
+/* While `alarmed` is true (this rank was told to end: perhaps because another one is gone, and the launcher
+ * now ends the rest), a wait of a few seconds already asks whether all ranks live. One that does not answer
+ * ends the job; ranks that answer are waited for with the usual patience. Called from any thread. NULL
+ * removes it. */
+void comm_world_set_alarm(struct comm_world *world, bool (*alarmed)(void));
 
 /* ---- groups ---- */
 
@@ -144,12 +152,14 @@ struct comm_stats {
 const struct comm_stats *comm_stats(const struct comm *comm, enum comm_kind kind);
 void comm_reset_stats(struct comm *comm);
 
-/* Called on the waiting thread after each request ends: when the operation ran (not when it was waited for),
- * for traces. NULL removes it. */
+/* Called on the waiting thread after each request ends: when the operation ran, and when the caller stood
+ * still for it (never, when it had ended before: then the two times are next to each other). For traces; NULL
+ * removes it. */
 struct comm_event {
     const char *group;
     enum comm_kind kind;
-    uint64_t begin_ns, end_ns;
+    uint64_t begin_ns, end_ns;           /* from its start, or its turn, to its last byte */
+    uint64_t wait_begin_ns, wait_end_ns; /* the wait: exposed communication */
     double bytes;
 };
 void comm_world_set_observer(struct comm_world *world,

@@ -40,8 +40,15 @@ struct comm_transport {
 extern const struct comm_transport comm_transport_self;
 extern const struct comm_transport comm_transport_fake;
 
-/* Of one member's contribution to a reduction that lies in staging at a time; there are two halves. */
-enum { COMM_CHUNK_BYTES = 256 << 10 };
+/* An all-reduce of up to COMM_SMALL_BYTES is one exchange of everything. Of a larger one, a chunk of each
+ * member's contribution lies in staging at a time; there are two halves. Chunks are smaller in large groups,
+ * so that staging stays below COMM_STAGING_BYTES as long as a small exchange fits. */
+enum { COMM_CHUNK_BYTES = 256 << 10, COMM_SMALL_BYTES = 8 << 10, COMM_STAGING_BYTES = 32 << 20 };
+static inline int64_t comm_chunk_bytes(int size) {
+    int64_t share = COMM_STAGING_BYTES / (2 * (int64_t)size) / COMM_SMALL_BYTES * COMM_SMALL_BYTES;
+    if (share > COMM_CHUNK_BYTES) return COMM_CHUNK_BYTES;
+    return share < COMM_SMALL_BYTES ? COMM_SMALL_BYTES : share;
+}
 enum { COMM_NOTE_BYTES = 97, COMM_HOST_BYTES = 65, COMM_NAME_BYTES = 32 };
 
 struct comm_world {
@@ -49,6 +56,7 @@ struct comm_world {
     int rank, size, local_rank, local_size, num_open;
     char host[COMM_HOST_BYTES];
     double timeout_s;
+    bool (*alarmed)(void);
     pthread_mutex_t note_lock;
     char note[COMM_NOTE_BYTES];
     void (*observe)(void *context, const struct comm_event *event);

@@ -13,11 +13,11 @@
  * messages with one tag stay in order. */
 #include "parallel/comm/comm_transport.h"
 #include <mpi.h>
+#include <stdatomic.h>
 
 enum {
     MPI_WINDOW = 16,           /* messages in the air per flight and direction */
     MPI_PIECE_BYTES = 1 << 20, /* larger transfers are split */
-    MPI_SMALL_BYTES = 8 << 10, /* an all-reduce up to this size is one exchange of everything */
     MPI_ID_SHIFT = 16,
 };
 
@@ -66,6 +66,7 @@ struct mpi_engine {
     struct comm_world *world;
     pthread_mutex_t lock;
     pthread_cond_t wake;
+    atomic_int callers; /* threads that are about to take the lock */
     pthread_t helper;
     bool stop, helper_sleeps;
     struct mpi_waiter *waiters;
@@ -89,7 +90,8 @@ void mpi_watch_close(struct mpi_engine *engine);
 void mpi_watch_poll(struct mpi_engine *engine, uint64_t now); /* answers; cheap, does nothing for 100 ms */
 void mpi_watch_call_ended(struct mpi_engine *engine, const struct comm_request *request);
 /* The wait has outlasted the patience. Ends the job, unless the wait ends or another rank does it. */
-void mpi_watch_expired(struct mpi_engine *engine, const struct mpi_waiter *waiter);
+/* The wait outlasts the patience, or (`alarmed`) the shorter one that only asks whether all ranks live. */
+void mpi_watch_expired(struct mpi_engine *engine, const struct mpi_waiter *waiter, bool alarmed);
 _Noreturn void mpi_failed(const char *file, int line, const char *call, int code);
 
 #define MPI_CHECK(call)                                                                                      \

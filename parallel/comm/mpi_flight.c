@@ -31,7 +31,7 @@ static struct mpi_group *group_of(const struct flight *f) {
 
 static bool is_small(const struct comm_request *q) {
     return q->kind == COMM_KIND_ALL_REDUCE &&
-           q->count * (int64_t)comm_dtype_bytes(q->dtype) <= MPI_SMALL_BYTES;
+           q->count * (int64_t)comm_dtype_bytes(q->dtype) <= COMM_SMALL_BYTES;
 }
 
 static int partner(const struct comm *comm, int step, bool send) {
@@ -50,7 +50,8 @@ static struct slice slice_of(const struct comm_request *q, int member) {
 }
 
 static char *staging_of(const struct flight *f, int64_t half, int member) {
-    return group_of(f)->staging + (half * f->request->comm->size + member) * COMM_CHUNK_BYTES;
+    return group_of(f)->staging +
+           (half * f->request->comm->size + member) * comm_chunk_bytes(f->request->comm->size);
 }
 
 static void cursor_step(struct flight_cursor *c, int size) {
@@ -247,8 +248,13 @@ static void sum_chunk(struct flight *f, int64_t chunk) {
     struct slice own = slice_of(q, q->comm->rank);
     int64_t begin = chunk * f->chunk_count, half = chunk & 1;
     char *at = (char *)q->buf + (size_t)(own.begin + begin) * comm_dtype_bytes(q->dtype);
-    struct comm_sum sum = {
-        q->dtype, q->reduce, q->comm->size, q->comm->rank, at, staging_of(f, half, 0), COMM_CHUNK_BYTES};
+    struct comm_sum sum = {q->dtype,
+                           q->reduce,
+                           q->comm->size,
+                           q->comm->rank,
+                           at,
+                           staging_of(f, half, 0),
+                           comm_chunk_bytes(q->comm->size)};
     comm_sum_run(&sum, at, least(f->chunk_count, own.count - begin));
     f->left[half] = q->comm->size - 1;
     f->summed[half]++;
@@ -262,7 +268,7 @@ static void sum_small(struct flight *f) {
                            q->comm->rank,
                            staging_of(f, 0, q->comm->rank),
                            staging_of(f, 0, 0),
-                           COMM_CHUNK_BYTES};
+                           comm_chunk_bytes(q->comm->size)};
     comm_sum_run(&sum, q->buf, q->count);
     f->combined = true;
 }
@@ -301,11 +307,14 @@ static void check_size(const struct flight *f, const struct flight_slot *slot, c
     int bytes = 0;
     if (code == MPI_SUCCESS) MPI_CHECK(MPI_Get_count(status, MPI_BYTE, &bytes));
     if (code == MPI_SUCCESS && bytes == slot->bytes) return;
-    const char *kind = comm_kind_name(q->kind);
+    char which[32];
+    bool message = q->kind == COMM_KIND_RECEIVE;
+    snprintf(which, sizeof(which), "%s%lld", message ? "with tag " : "#",
+             message ? (long long)q->tag : (long long)q->sequence);
     die(STATUS_FAILED,
-        "%s #%llu of group %s: rank %d sent %s than the %lld bytes expected here: the members disagree on "
+        "%s %s of group %s: rank %d sent %s than the %lld bytes that are due here: the members disagree on "
         "the count",
-        kind, (unsigned long long)q->sequence, q->comm->name, q->comm->ranks[slot->member],
+        comm_kind_name(q->kind), which, q->comm->name, q->comm->ranks[slot->member],
         code == MPI_SUCCESS ? "less" : "more", (long long)slot->bytes);
 }
 
@@ -397,7 +406,7 @@ void mpi_flight_start(struct mpi_engine *engine, struct comm_request *q) {
     for (int i = 0; i < 2 * MPI_WINDOW; i++) f->handles[i] = MPI_REQUEST_NULL;
     f->staged = q->kind == COMM_KIND_ALL_REDUCE || q->kind == COMM_KIND_REDUCE_SCATTER;
     if (f->staged) f->ticket = group->tickets++;
-    f->chunk_count = COMM_CHUNK_BYTES / (int64_t)comm_dtype_bytes(q->dtype);
+    f->chunk_count = comm_chunk_bytes(q->comm->size) / (int64_t)comm_dtype_bytes(q->dtype);
     f->left[0] = f->left[1] = q->comm->size - 1;
     if (q->kind == COMM_KIND_ALL_TO_ALL && block_count(q, q->comm->rank, true))
         memcpy(block_at(q, q->comm->rank, false), block_at(q, q->comm->rank, true),

@@ -196,13 +196,17 @@ static bool collect(struct mpi_engine *engine, const struct comm_request *reques
     return false;
 }
 
-void mpi_watch_expired(struct mpi_engine *engine, const struct mpi_waiter *waiter) {
+void mpi_watch_expired(struct mpi_engine *engine, const struct mpi_waiter *waiter, bool alarmed) {
     struct mpi_watch *w = engine->watch_state;
     struct comm_world *world = engine->world;
     if (!w || comm_now_ns() < w->give_way_until_ns) return; /* another rank is asking */
     ask(engine);
     bool over = collect(engine, waiter->request, COLLECT_S, true);
     if (!over && w->lowest_asker < world->rank) over = collect(engine, waiter->request, GIVE_WAY_S, false);
+    if (!over && alarmed && take_answers(engine) == world->size - 1) { /* all live: ask again in a while */
+        w->give_way_until_ns = comm_now_ns() + (uint64_t)(GIVE_WAY_S * 1e9);
+        over = true;
+    }
     if (over) {
         w->asking = false;
         return;

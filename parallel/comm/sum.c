@@ -3,6 +3,15 @@
 
 enum { BLOCK = 512 }; /* elements whose accumulators stay in the first-level cache */
 
+/* The loops over a block are compiled for AVX2 too, and the program picks when it starts. Not for FMA: no
+ * product may be merged into a sum. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__) &&                       \
+    !defined(__SANITIZE_THREAD__)
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define WIDE
+#endif
+
 static const void *input_of(const struct comm_sum *sum, int member, size_t offset) {
     return (member == sum->rank ? (const char *)sum->own : sum->pieces + (size_t)member * sum->stride) +
            offset;
@@ -10,7 +19,7 @@ static const void *input_of(const struct comm_sum *sum, int member, size_t offse
 
 /* ---- float32 accumulators for the three float types ---- */
 
-static void load_block(float *restrict acc, const void *in, enum comm_dtype dtype, int n) {
+WIDE static void load_block(float *restrict acc, const void *in, enum comm_dtype dtype, int n) {
     const uint16_t *h = in;
     if (dtype == COMM_F32)
         memcpy(acc, in, (size_t)n * sizeof(float));
@@ -20,7 +29,7 @@ static void load_block(float *restrict acc, const void *in, enum comm_dtype dtyp
         for (int i = 0; i < n; i++) acc[i] = f16_to_f32(h[i]);
 }
 
-static void store_block(void *out, const float *restrict acc, enum comm_dtype dtype, int n) {
+WIDE static void store_block(void *out, const float *restrict acc, enum comm_dtype dtype, int n) {
     uint16_t *h = out;
     if (dtype == COMM_F32)
         memcpy(out, acc, (size_t)n * sizeof(float));
@@ -31,7 +40,8 @@ static void store_block(void *out, const float *restrict acc, enum comm_dtype dt
 }
 
 #define COMBINE(type, add)                                                                                   \
-    static void combine_##type(type *restrict acc, const type *restrict x, enum comm_reduce op, int n) {     \
+    WIDE static void combine_##type(type *restrict acc, const type *restrict x, enum comm_reduce op,         \
+                                    int n) {                                                                 \
         if (op == COMM_SUM)                                                                                  \
             for (int i = 0; i < n; i++) acc[i] = (type)(add);                                                \
         else if (op == COMM_MAX)                                                                             \

@@ -11,7 +11,7 @@
 #
 # 300 s before the time limit (--signal=TERM@300) Slurm sends TERM to every task of srun, and the program saves and leaves;
 # `scancel --signal=TERM JOB` does the same at any time. mpirun's ranks are no tasks of Slurm, and TERM would make mpirun kill
-# them: a small step beside it takes the signal and hands it to mpirun as USR1, which mpirun passes to all ranks.
+# them: a small step beside it takes the signal for this script, which sends mpirun USR1; mpirun passes that to all ranks.
 #
 # Variables: SAVE (folder), TRAIN_ITERS; optional SAVE_INTERVAL, REPO, PRETRAIN (the program), LAUNCHER (srun or mpirun),
 # LAUNCHER_ARGS, REQUEUE=0 (exit 0 where it would requeue).
@@ -46,22 +46,28 @@ first=$(iteration)
 echo "train.sh: job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, ${SLURM_NTASKS:-?} tasks on ${SLURM_JOB_NODELIST:-?}," \
     "from iteration $first of $TRAIN_ITERS, $(date '+%F %T')"
 
+training=
+watcher=
+# TERM to this shell (--signal=B:TERM@300, or the small step of mpirun) is passed on; when the job is being cancelled or
+# requeued, Slurm signals the steps itself
+pass_on() {
+    job_runs || return
+    if [ "$LAUNCHER" = srun ]; then scancel --signal=TERM "$SLURM_JOB_ID"; elif [ -n "$training" ]; then kill -USR1 "$training"; fi
+}
+trap pass_on TERM
+if [ "$LAUNCHER" = mpirun ]; then
+    # shellcheck disable=SC2016 # $1 is of the inner shell
+    exec {ready}< <(exec env -u SLURM_NTASKS_PER_NODE srun --overlap --mpi=none --nodes=1 --ntasks=1 --cpus-per-task=1 \
+        --nodelist="$SLURMD_NODENAME" bash -c 'trap "kill -TERM $1" TERM; echo ready
+            while kill -0 "$1" 2>/dev/null; do sleep 1 & wait $!; done' watcher $$ 2>/dev/null)
+    watcher=$!
+    read -r -t 60 _ <&"$ready" || echo "train.sh: the step that takes signals for mpirun does not start: no save at the time limit" >&2
+fi
+
 # in the background, because bash runs no trap while it waits for a command in front
 "${start[@]}" "$PRETRAIN" "$@" --train-iters "$TRAIN_ITERS" --save "$SAVE" --load "$SAVE" \
     --save-interval "${SAVE_INTERVAL:-500}" --exit-signal-handler --exit-signal $signal </dev/null &
 training=$!
-watcher=
-if [ "$LAUNCHER" = mpirun ]; then
-    # shellcheck disable=SC2016 # $1 is of the inner shell
-    env -u SLURM_NTASKS_PER_NODE srun --overlap --mpi=none --nodes=1 --ntasks=1 --cpus-per-task=1 --nodelist="$SLURMD_NODENAME" \
-        bash -c 'trap "kill -USR1 $1" TERM; while kill -0 $1 2>/dev/null; do sleep 1 & wait $!; done' watcher $training \
-        </dev/null >/dev/null 2>&1 &
-    watcher=$!
-fi
-# TERM to this shell alone (--signal=B:TERM@300) is passed on to the steps; when the job is being cancelled or requeued,
-# Slurm signals them itself
-trap 'job_runs && scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-
 while kill -0 $training 2>/dev/null; do wait $training; done # a trap ends the wait early
 wait $training
 status=$?

@@ -13,18 +13,20 @@ run() { # name, flags...
     is "$name: planned peak is measured peak" "$(value "$name.jsonl" peak_allocated_bytes)" "$planned"
 }
 full="--recompute-granularity full --recompute-method"
-for model in gpt llama; do
-    flags=
-    [ $model = gpt ] || flags="--position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear
-        --group-query-attention --num-query-groups 2 --untie-embeddings-and-output-weights --qk-layernorm
-        --cross-entropy-loss-fusion --cross-entropy-fusion-impl linear"
+llama="--position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear
+    --untie-embeddings-and-output-weights --qk-layernorm --cross-entropy-loss-fusion --cross-entropy-fusion-impl linear"
+for model in gpt llama mla; do
+    flags='' own=''
+    [ $model = llama ] && flags="$llama --group-query-attention --num-query-groups 2"
+    [ $model = mla ] && own=mla_up_proj flags="$llama --multi-latent-attention --q-lora-rank 20 --qk-head-dim 12
+        --qk-pos-emb-head-dim 8 --v-head-dim 10 --rotary-scaling-factor 40 --mscale-all-dim 1"
     # shellcheck disable=SC2086
     {
         run $model.none $flags
         run $model.unset $flags --recompute-granularity None
         run $model.activations $flags --recompute-activations
-        run $model.modules $flags --recompute-granularity selective --recompute-modules core_attn mlp layernorm
-        run $model.act $flags --recompute-granularity selective --recompute-modules mlp_act
+        run $model.modules $flags --recompute-granularity selective --recompute-modules core_attn mlp layernorm $own
+        run $model.act $flags --recompute-granularity selective --recompute-modules mlp_act $own
         run $model.uniform1 $flags $full uniform --recompute-num-layers 1
         run $model.uniform2 $flags $full uniform --recompute-num-layers 2
         run $model.block2 $flags $full block --recompute-num-layers 2

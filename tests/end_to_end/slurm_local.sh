@@ -8,7 +8,7 @@
 #
 # Nothing outside FOLDER is read or written: no /etc/slurm, no system munge; ports are free ones, so that several may
 # run side by side. The node has 8 processors whatever the machine has. Times are short: jobs start within a
-# second or two, a cancelled step is killed after 30 s, and a requeued job starts again after 6 s
+# second or two, a step that is ended gets KILL 12 s after TERM (KillWait), and a requeued job starts again after 6 s
 # (cred_expire, of which 5 is the least; a real site waits 120 s).
 
 slurm_local_missing() {
@@ -64,7 +64,7 @@ SlurmdParameters=config_overrides
 SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=100000
 ReturnToService=2
-KillWait=30
+KillWait=12
 MinJobAge=3600
 BatchStartTimeout=60
 MessageTimeout=60

@@ -23,7 +23,7 @@ export MODEL_ARGS="--num-layers 2 --hidden-size 64 --num-attention-heads 4 --gro
  --seq-length 64 --max-position-embeddings 64 --position-embedding-type rope --normalization RMSNorm --swiglu
  --disable-bias-linear --untie-embeddings-and-output-weights --bf16"
 export PARALLEL_ARGS="--tensor-model-parallel-size 2 --sequence-parallel"
-export TRAIN_ARGS="--micro-batch-size 2 --global-batch-size 4 --lr 1e-3 --eval-iters 0 --log-interval 1"
+export TRAIN_ARGS="--micro-batch-size 2 --global-batch-size 32 --lr 1e-3 --eval-iters 0 --log-interval 1"
 export DATA_ARGS="--mock-data --vocab-size 512"
 resources=(--nodes=1 --ntasks-per-node=2 --cpus-per-task=1 --gres=none --oversubscribe)
 submit() { # name, iterations, [VARIABLE=VALUE]... [options of sbatch]...: prints the job's number
@@ -41,33 +41,47 @@ finish() { # job, name: waits for its end, shows the log of a job that does not 
     slurm_local_until 120 ended "$1" || { echo "# job $2 is $(state "$1")"; tail -n 20 "$DIR/$2.log" | sed 's/^/# /'; }
 }
 trains() { slurm_local_until 60 test -s "$DIR/$1.jsonl"; }
+processes_of() { # name: of its ranks
+    local pid
+    grep -lszxF "SAVE=$DIR/$1" /proc/[0-9]*/environ | cut -d/ -f3 | while read -r pid; do
+        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = pretrain_gpt ] && echo "$pid"
+    done
+}
+interrupt() { # job, name: TERM to its step in the middle; the ranks stand still meanwhile, so that they cannot be done before it comes
+    local ranks
+    trains "$2"
+    mapfile -t ranks < <(processes_of "$2")
+    kill -STOP "${ranks[@]}"
+    scancel --signal=TERM "$1"
+    slurm_local_until 30 grep -qE "STEP .* CANCELLED|Forwarding signal" "$DIR/$2.log"
+    sleep 0.5
+    kill -CONT "${ranks[@]}"
+}
 requeued() { slurm_local_until 60 grep -q requeueing "$DIR/$2.log" || { echo "# job $2 is $(state "$1")"; return 1; }; } # job, name
 results() { sed 's/.*"iteration":\([0-9]*\),.*"lm_loss":\([^,]*\),.*"params_hash":"\([^"]*\)".*/\1 \2 \3/' "$1"; }
 
 # ---- a job whose time limit comes: it runs beside all the others ----
-limited=$(submit limited 1000000 REQUEUE=0 --time=1 --signal=TERM@57)
+limited=$(submit limited 1000000 REQUEUE=0 --time=2 --signal=TERM@75)
 
 # ---- one run without interruption, and the same with each launcher, interrupted ----
-straight=$(submit straight 300)
+straight=$(submit straight 120)
 finish "$straight" straight
 is "sbatch of the 8B script, scaled down by variables, trains with srun --mpi=pmix" "$(state "$straight") $(exit_code "$straight")" "COMPLETED 0:0"
-is "to the last iteration" "$(value straight.jsonl iteration)" 300
-contains "and says so" straight.log "train.sh: done, iteration 300"
+is "to the last iteration" "$(value straight.jsonl iteration)" 120
+contains "and says so" straight.log "train.sh: done, iteration 120"
 
-interrupted=$(submit srun 300)
-trains srun
-scancel --signal=TERM "$interrupted"
+interrupted=$(submit srun 120)
+interrupt "$interrupted" srun
 ok "a job that TERM stopped early requeues itself" requeued "$interrupted" srun
 saved=$(cat srun/latest_checkpointed_iteration.txt)
-ok "after a save in the middle of training" test "$saved" -gt 0 -a "$saved" -lt 300
+ok "after a save in the middle of training" test "$saved" -gt 0 -a "$saved" -lt 120
 finish "$interrupted" srun
 is "it ends well" "$(state "$interrupted") $(exit_code "$interrupted")" "COMPLETED 0:0"
-contains "it resumed by itself" srun.log "saved at iteration $saved of 300; requeueing" "restart 1" "from iteration $saved of 300"
+contains "it resumed by itself" srun.log "saved at iteration $saved of 120; requeueing" "restart 1" "from iteration $saved of 120"
 is "and loss and parameters are those of the run without interruption, in every iteration" "$(results srun.jsonl | md5sum)" "$(results straight.jsonl | md5sum)"
 
-interrupted=$(submit mpirun 300 LAUNCHER=mpirun)
-trains mpirun
-scancel --signal=TERM "$interrupted"
+interrupted=$(submit mpirun 120 LAUNCHER=mpirun)
+interrupt "$interrupted" mpirun
 ok "the same with mpirun: TERM reaches its ranks, the job requeues itself" requeued "$interrupted" mpirun
 finish "$interrupted" mpirun
 is "it ends well" "$(state "$interrupted") $(exit_code "$interrupted")" "COMPLETED 0:0"
@@ -87,6 +101,16 @@ bad=$(submit bad 10 TRAIN_ARGS="$TRAIN_ARGS --no-such-flag")
 finish "$bad" bad
 is "bad flags end the job with the program's status" "$(state "$bad") $(exit_code "$bad")" "FAILED 2:0"
 contains "and its message" bad.log "--no-such-flag" "training failed with status 2"
+
+# ---- a rank that is killed takes the step and the job down ----
+killed=$(submit killed 1000000 SAVE_INTERVAL=5)
+slurm_local_until 60 test -s killed/latest_checkpointed_iteration.txt
+kill -KILL "$(processes_of killed | tail -n 1)"
+begin=$SECONDS
+finish "$killed" killed
+is "kill -9 of one rank ends the job" "$(state "$killed")" FAILED
+ok "within KillWait, 12 s here, and what a busy machine adds" test $((SECONDS - begin)) -le 40
+contains "and it is not requeued" killed.log "training failed with status" "the last checkpoint is of iteration"
 
 # ---- srun without PMI: N processes that would each be rank 0 of 1 ----
 # shellcheck disable=SC2086

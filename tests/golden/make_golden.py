@@ -134,6 +134,27 @@ def split_qkv(qkv, heads, groups, d):
     return q, x[:, :, :, per].permute(1, 2, 0, 3), x[:, :, :, per + 1].permute(1, 2, 0, 3)
 
 
+def yarn_tables(s, dim, factor, mscale, mscale_all_dim, base=10000.0, original=4096, fast=32, slow=1):
+    """YaRN as DeepSeek-V3 publishes it: blended frequencies, tables times the concentration factor."""
+    def pair_of(turns):
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    def m(x):
+        return 0.1 * x * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    low, high = max(math.floor(pair_of(fast)), 0), min(math.ceil(pair_of(slow)), dim - 1)
+    kept = 1.0 - ((torch.arange(dim // 2).double() - low) / max(high - low, 0.001)).clamp(0, 1)
+    plain = base ** (-torch.arange(0, dim, 2).double() / dim)
+    angle = torch.outer(torch.arange(s).double(), plain / factor * (1 - kept) + plain * kept)
+    return torch.cos(angle) * m(mscale) / m(mscale_all_dim), torch.sin(angle) * m(mscale) / m(mscale_all_dim), m(mscale_all_dim)
+
+
+def rope_pairs(x, cos, sin):
+    """x[..., s, dr]: neighbouring pairs as complex numbers, turned, then real parts and imaginary parts."""
+    z = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous()) * torch.complex(cos, sin)
+    return torch.cat([z.real, z.imag], -1)
+
+
 def attend(q, k, v, scale):
     """Causal attention with grouped keys: o[s, b, a * d], log-sum-exp[b, a, s]."""
     per, s = q.shape[1] // k.shape[1], q.shape[2]
@@ -180,12 +201,33 @@ def kernels():
 
 
 # ---- whole models ----
+def latent_shapes(c, attention):
+    """Weights and latent norms of multi-latent attention, without the output projection."""
+    h, a, query = c["hidden"], c["heads"], c["qk_head_dim"] + c["qk_pos_emb_head_dim"]
+    shapes = {"linear_kv_down_proj": (c["kv_lora_rank"] + c["qk_pos_emb_head_dim"], h),
+              "linear_kv_up_proj": (a * (c["qk_head_dim"] + c["v_head_dim"]), c["kv_lora_rank"]),
+              "kv_layernorm": (c["kv_lora_rank"],)}
+    if c["q_lora_rank"]:
+        shapes.update({"linear_q_down_proj": (c["q_lora_rank"], h), "q_layernorm": (c["q_lora_rank"],),
+                       "linear_q_up_proj": (a * query, c["q_lora_rank"])})
+    else:
+        shapes["linear_q_proj"] = (a * query, h)
+    return {f"{attention}.{n}.weight": shape for n, shape in shapes.items()}
+
+
 def layer_shapes(c, prefix):
-    h, d, norms = c["hidden"], c["head_dim"], ["weight"] if c["rms"] else ["weight", "bias"]
+    h, norms = c["hidden"], ["weight"] if c["rms"] else ["weight", "bias"]
+    linears = {"mlp.linear_fc1": (c["ffn"] * (2 if c["gated"] else 1), h), "mlp.linear_fc2": (h, c["ffn"])}
+    shapes = {f"{prefix}.{n}.{p}": (h,) for n in ("input_layernorm", "pre_mlp_layernorm") for p in norms}
+    if c.get("kv_lora_rank"):
+        shapes.update(latent_shapes(c, f"{prefix}.self_attention"))
+        linears["self_attention.linear_proj"] = (h, c["heads"] * c["v_head_dim"])
+        shapes.update({f"{prefix}.{n}.weight": shape for n, shape in linears.items()})
+        return shapes
+    d = c["head_dim"]
     qkv, attn = c["groups"] * (c["heads"] // c["groups"] + 2) * d, c["heads"] * d
     linears = {"self_attention.linear_qkv": (qkv, h), "self_attention.linear_proj": (h, attn),
-               "mlp.linear_fc1": (c["ffn"] * (2 if c["gated"] else 1), h), "mlp.linear_fc2": (h, c["ffn"])}
-    shapes = {f"{prefix}.{n}.{p}": (h,) for n in ("input_layernorm", "pre_mlp_layernorm") for p in norms}
+               **linears}
     for n, shape in linears.items():
         shapes[f"{prefix}.{n}.weight"] = shape
         if c["bias"]:
@@ -221,6 +263,23 @@ def model_forward(c, p, tokens, labels):
     def linear(x, name):
         return F.linear(x, p[f"{name}.weight"], p.get(f"{name}.bias"))
 
+    def latent_attention(x, attention):
+        a, dn, dr, dv = c["heads"], c["qk_head_dim"], c["qk_pos_emb_head_dim"], c["v_head_dim"]
+        s, b, _ = x.shape
+        cos, sin, m = yarn_tables(s, dr, c["factor"], c["mscale"], c["mscale_all_dim"])
+        latent, k_pe = linear(x, f"{attention}.linear_kv_down_proj").split([c["kv_lora_rank"], dr], -1)
+        kv = linear(norm_of(latent, f"{attention}.kv_layernorm"), f"{attention}.linear_kv_up_proj")
+        if c["q_lora_rank"]:
+            q = norm_of(linear(x, f"{attention}.linear_q_down_proj"), f"{attention}.q_layernorm")
+            q = linear(q, f"{attention}.linear_q_up_proj")
+        else:
+            q = linear(x, f"{attention}.linear_q_proj")
+        q, kv = (t.view(s, b, a, -1).permute(1, 2, 0, 3) for t in (q, kv))
+        q = torch.cat([q[..., :dn], rope_pairs(q[..., dn:], cos, sin)], -1)
+        k_pe = rope_pairs(k_pe.transpose(0, 1)[:, None], cos, sin).expand(b, a, s, dr)
+        k = torch.cat([kv[..., :dn], k_pe], -1)
+        return attend(q, k, kv[..., dn:], m * m / math.sqrt(dn + dr))[0]
+
     s, d = tokens.shape[1], c["head_dim"]
     x = F.embedding(tokens, p["embedding.word_embeddings.weight"]).transpose(0, 1)
     if c["learned_positions"]:
@@ -228,11 +287,14 @@ def model_forward(c, p, tokens, labels):
     cos, sin = rope_tables(s, d)
     for n in range(c["layers"]):
         layer = f"decoder.layers.{n}"
-        qkv = linear(norm_of(x, f"{layer}.input_layernorm"), f"{layer}.self_attention.linear_qkv")
-        q, k, v = split_qkv(qkv, c["heads"], c["groups"], d)
-        if not c["learned_positions"]:
-            q, k = rope(q, cos, sin), rope(k, cos, sin)
-        o, _ = attend(q, k, v, 1 / math.sqrt(d))
+        n1 = norm_of(x, f"{layer}.input_layernorm")
+        if c.get("kv_lora_rank"):
+            o = latent_attention(n1, f"{layer}.self_attention")
+        else:
+            q, k, v = split_qkv(linear(n1, f"{layer}.self_attention.linear_qkv"), c["heads"], c["groups"], d)
+            if not c["learned_positions"]:
+                q, k = rope(q, cos, sin), rope(k, cos, sin)
+            o, _ = attend(q, k, v, 1 / math.sqrt(d))
         x = x + linear(o, f"{layer}.self_attention.linear_proj")
         u = linear(norm_of(x, f"{layer}.pre_mlp_layernorm"), f"{layer}.mlp.linear_fc1")
         u = F.silu(u[..., :c["ffn"]]) * u[..., c["ffn"]:] if c["gated"] else F.gelu(u, approximate="tanh")
@@ -260,3 +322,7 @@ SHARED = dict(layers=2, hidden=32, heads=4, head_dim=8, seq=12, batch=2, vocab=6
 whole_model("tiny_gpt", **SHARED, groups=4, ffn=64, max_positions=16, rms=False, gated=False, bias=True,
             learned_positions=True, tied=True)
 whole_model("tiny_llama", **SHARED, groups=2, ffn=48, rms=True, gated=True, bias=False, learned_positions=False, tied=False)
+MLA = dict(groups=4, ffn=48, rms=True, gated=True, bias=False, learned_positions=False, tied=False, kv_lora_rank=12,
+           qk_head_dim=6, qk_pos_emb_head_dim=8, v_head_dim=10, factor=40.0, mscale=1.0, mscale_all_dim=0.5)
+whole_model("tiny_mla", **SHARED, **MLA, q_lora_rank=20)
+whole_model("tiny_mla_direct", **SHARED, **MLA, q_lora_rank=0)  # queries straight from the hidden states

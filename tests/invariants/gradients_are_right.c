@@ -70,6 +70,14 @@ TEST(mixture_of_experts) {
     expect_derivatives("moe sigmoid", s);
 }
 
+TEST(latent_attention) {
+    struct model m = tiny_mla();
+    expect_derivatives("mla", m);
+    m.flash = m.fused_loss = m.qk_norm = false;
+    m.q_rank = 0, m.yarn_factor = 0;
+    expect_derivatives("mla unfused without query latent and norms", m);
+}
+
 TEST(gpt_unfused_with_plain_loss) {
     struct model m = tiny_gpt();
     m.flash = false;
@@ -90,8 +98,8 @@ TEST(every_activation) {
 
 /* Every parameter learns: no gradient is zero (except the key bias, which moves no softmax). */
 TEST(no_parameter_is_left_out) {
-    struct model models[] = {tiny_gpt(), tiny_llama(), tiny_moe(), tiny_moe_sigmoid()};
-    for (int k = 0; k < 4; k++) {
+    struct model models[] = {tiny_gpt(), tiny_llama(), tiny_mla(), tiny_moe(), tiny_moe_sigmoid()};
+    for (int k = 0; k < 5; k++) {
         struct plan_request request = tiny_request(models[k], (struct recompute_policy){0});
         struct tiny t;
         tiny_open(&t, &request);
@@ -106,5 +114,5 @@ TEST(no_parameter_is_left_out) {
     }
 }
 
-RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts), CASE(gpt_unfused_with_plain_loss),
-          CASE(every_activation), CASE(no_parameter_is_left_out))
+RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts), CASE(latent_attention),
+          CASE(gpt_unfused_with_plain_loss), CASE(every_activation), CASE(no_parameter_is_left_out))

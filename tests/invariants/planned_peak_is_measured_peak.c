@@ -31,6 +31,12 @@ static struct model random_model(void) {
     m.linear_bias = dice(2);
     m.qkv_bias = m.linear_bias || dice(2);
     m.rotary_dim = m.learned_positions ? 0 : m.head_dim;
+    if (!m.learned_positions && dice(2)) { /* multi-latent attention */
+        m.groups = m.heads;
+        m.plain_dim = 1 + dice(16), m.rotary_dim = 2 + 2 * dice(4), m.value_dim = 1 + dice(24);
+        m.head_dim = m.plain_dim + m.rotary_dim;
+        m.kv_rank = 1 + dice(20), m.q_rank = dice(2) * 9;
+    }
     m.hidden_dropout = dice(2) ? 0.1f : 0;
     m.attention_dropout = dice(2) ? 0.1f : 0;
     if (dice(2)) return m;
@@ -213,6 +219,23 @@ TEST(layer_memory_with_experts_is_the_formula) {
     EXPECT_EQ(bytes_per_layer(m, none), all + 2 * t * h + 2 * t);
 }
 
+TEST(layer_memory_of_latent_attention_is_the_formula) {
+    struct model m = tiny_mla();
+    m.dtype = DTYPE_BF16, m.seq = 128, m.micro_batch = 2, m.hidden = 256, m.ffn = 512, m.layers = 2;
+    m.plain_dim = 32, m.rotary_dim = 16, m.head_dim = 48, m.value_dim = 24, m.kv_rank = 64, m.q_rank = 96;
+    double sb = 256, a = 4, d = 48, dv = 24, dr = 16, latents = 64 + 96, lse = 4 * a * sb;
+    double rest = 4 * 256 + 3 * 512; /* norms and a gated MLP */
+    recompute_set up = RECOMPUTE_BIT(MODULE_mla_up_proj), attn = RECOMPUTE_BIT(MODULE_core_attn);
+    EXPECT_EQ(bytes_per_layer(m, (struct recompute_policy){0}),
+              2 * sb * (rest + 2 * latents + 2 * a * d + 2 * a * dv) + lse);
+    EXPECT_EQ(bytes_per_layer(m, SELECTIVE(up)), 2 * sb * (rest + latents + dr + a * dv) + lse);
+    EXPECT_EQ(bytes_per_layer(m, SELECTIVE(up | attn)), 2 * sb * (rest + latents + dr));
+    m.qk_norm = false;
+    EXPECT_EQ(bytes_per_layer(m, (struct recompute_policy){0}),
+              2 * sb * (rest + latents + 2 * a * d + 2 * a * dv) + lse);
+    EXPECT_EQ(bytes_per_layer(m, SELECTIVE(up)), 2 * sb * (rest + latents + dr + a * dv) + lse);
+}
+
 TEST(recompute_lowers_the_peak_by_what_the_frames_shrink) {
     struct model m = tiny_gpt();
     m.layers = 8, m.dtype = DTYPE_BF16, m.hidden = 128, m.heads = m.groups = 2, m.head_dim = 64, m.ffn = 512,
@@ -261,5 +284,6 @@ RUN_TESTS(CASE(random_configurations_use_what_was_planned),
           CASE(the_bytes_themselves_end_where_the_plan_says),
           CASE(resident_memory_agrees_within_five_percent), CASE(layer_memory_is_the_formula),
           CASE(layer_memory_with_experts_is_the_formula),
+          CASE(layer_memory_of_latent_attention_is_the_formula),
           CASE(recompute_lowers_the_peak_by_what_the_frames_shrink),
           CASE(fused_loss_peak_is_under_five_percent_of_plain))

@@ -26,6 +26,15 @@ static void expect_equal(const char *what, struct model m, struct recompute_poli
     tiny_close(&t);
 }
 
+static bool has_all(const struct model *m, recompute_set set) {
+    const char *why;
+    for (int i = 0; i < MODULE_COUNT; i++)
+        if (set & RECOMPUTE_BIT(i) &&
+            (recompute_module_info(i)->is_internal || !model_has_module(m, i, &why)))
+            return false;
+    return true;
+}
+
 static void expect_equal_for_all_policies(const char *name, struct model m) {
     struct plan_request request = tiny_request(m, (struct recompute_policy){.granularity = RECOMPUTE_NONE});
     struct tiny t;
@@ -39,17 +48,11 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
     for (int64_t i = 0; i < t.plan.num_parameters; i++) norm += (double)grads[i] * (double)grads[i];
     EXPECT(norm > 0, "%s: gradients are all zero", name);
     struct router_losses router = t.executor.router_losses;
-    recompute_set available = 0;
-    for (int i = 0; i < MODULE_COUNT; i++) {
-        const char *why;
-        if (model_has_module(&m, i, &why) && !recompute_module_info(i)->is_internal)
-            available |= RECOMPUTE_BIT(i);
-    }
     EXPECT(!m.moe.experts || (router.balance > 0 && isfinite(router.balance)), "%s: balancing loss %g", name,
            router.balance);
     expect_equal(name, m, request.recompute, loss, &router, grads);
-    for (recompute_set set = 0; set <= available; set++) {
-        if (set & ~available) continue;
+    for (recompute_set set = 0; set < RECOMPUTE_BIT(MODULE_COUNT); set++) {
+        if (!has_all(&m, set)) continue;
         snprintf(what, sizeof(what), "%s selective %#x", name, set);
         expect_equal(what, m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = set},
                      loss, &router, grads);
@@ -80,6 +83,32 @@ TEST(mixture_of_experts) {
     expect_equal_for_all_policies("moe sigmoid", tiny_moe_sigmoid());
     for (int dtype = DTYPE_BF16; dtype <= DTYPE_F16; dtype++) {
         struct model m = dtype == DTYPE_BF16 ? tiny_moe() : tiny_moe_sigmoid();
+        m.dtype = (enum dtype)dtype;
+        expect_equal_for_all_policies(dtype_name(m.dtype), m);
+    }
+}
+
+/* As DeepSeek-V3: latent attention before experts. */
+TEST(experts_behind_latent_attention) {
+    struct model m = tiny_mla(), moe = tiny_moe_sigmoid();
+    m.moe = moe.moe;
+    m.layers = 2;
+    m.dtype = DTYPE_BF16;
+    expect_equal_for_all_policies("mla moe", m);
+}
+
+TEST(latent_attention) {
+    struct model m = tiny_mla();
+    expect_equal_for_all_policies("mla flash", m);
+    m.flash = false;
+    expect_equal_for_all_policies("mla unfused", m);
+    m.q_rank = 0, m.qk_norm = false, m.rms = false, m.linear_bias = true;
+    expect_equal_for_all_policies("mla without query latent and norms", m);
+}
+
+TEST(latent_attention_in_sixteen_bits) {
+    for (int dtype = DTYPE_BF16; dtype <= DTYPE_F16; dtype++) {
+        struct model m = tiny_mla();
         m.dtype = (enum dtype)dtype;
         expect_equal_for_all_policies(dtype_name(m.dtype), m);
     }
@@ -177,6 +206,26 @@ TEST(reruns_are_those_of_the_closed_form) {
                   OPS("attention", "linear_fc1"), 3 * 9 + 2 * 2);
 }
 
+TEST(reruns_of_latent_attention_are_those_of_the_closed_form) {
+    struct model m = tiny_mla(), plain = tiny_mla();
+    recompute_set up = RECOMPUTE_BIT(MODULE_mla_up_proj), attn = RECOMPUTE_BIT(MODULE_core_attn);
+    plain.qk_norm = false, plain.q_rank = 0;
+#define UP "q_layernorm", "linear_q_up_proj", "kv_layernorm", "linear_kv_up_proj", "mla_assemble"
+    expect_reruns(m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = up}, OPS(UP),
+                  -1);
+    expect_reruns(m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = up | attn},
+                  OPS(UP, "attention"), -1);
+    expect_reruns(plain, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = up},
+                  OPS("linear_q_proj", "linear_kv_up_proj", "mla_assemble"), -1);
+    expect_reruns(m,
+                  (struct recompute_policy){
+                      .granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1},
+                  OPS("input_layernorm", "linear_kv_down_proj", "latent_split", "linear_q_down_proj", UP,
+                      "attention", "linear_proj", "residual_attention", "pre_mlp_layernorm", "linear_fc1",
+                      "activation"),
+                  -1);
+}
+
 TEST(full_recompute_costs_about_22_percent) {
     struct model m = tiny_gpt();
     m.seq = 16, m.hidden = 256, m.head_dim = 64, m.ffn = 1024, m.vocab = 64;
@@ -191,5 +240,8 @@ TEST(full_recompute_costs_about_22_percent) {
 }
 
 RUN_TESTS(CASE(gpt_with_fused_attention), CASE(llama_with_fused_loss), CASE(mixture_of_experts),
-          CASE(gpt_with_unfused_attention), CASE(every_dtype), CASE(without_dropout),
-          CASE(reruns_are_those_of_the_closed_form), CASE(full_recompute_costs_about_22_percent))
+          CASE(experts_behind_latent_attention), CASE(gpt_with_unfused_attention), CASE(latent_attention),
+          CASE(latent_attention_in_sixteen_bits), CASE(every_dtype), CASE(without_dropout),
+          CASE(reruns_are_those_of_the_closed_form),
+          CASE(reruns_of_latent_attention_are_those_of_the_closed_form),
+          CASE(full_recompute_costs_about_22_percent))

@@ -34,22 +34,23 @@ static void golden_ids(const struct safetensors_tensor *t, int32_t *out, int64_t
     }
 }
 
-enum golden { GPT, LLAMA, MOE, MOE_SIGMOID };
-static const char *const files[] = {
-    "tests/golden/tiny_gpt.safetensors", "tests/golden/tiny_llama.safetensors",
-    "tests/golden/tiny_moe.safetensors", "tests/golden/tiny_moe_sigmoid.safetensors"};
+enum golden { GPT, LLAMA, MOE, MOE_SIGMOID, MLA, MLA_DIRECT };
+static const char *const files[] = {"tiny_gpt",         "tiny_llama", "tiny_moe",
+                                    "tiny_moe_sigmoid", "tiny_mla",   "tiny_mla_direct"};
 
 static struct model golden_model(enum golden which) {
-    bool llama = which != GPT;
-    struct model m = which == GPT     ? tiny_gpt()
-                     : which == LLAMA ? tiny_llama()
-                     : which == MOE   ? tiny_moe()
-                                      : tiny_moe_sigmoid();
+    struct model m = which == GPT           ? tiny_gpt()
+                     : which == LLAMA       ? tiny_llama()
+                     : which == MOE         ? tiny_moe()
+                     : which == MOE_SIGMOID ? tiny_moe_sigmoid()
+                                            : tiny_mla();
     m.moe.ffn = 24;
     m.layers = 2;
     m.hidden_dropout = m.attention_dropout = 0;
-    m.qk_norm = m.fused_loss = false;
-    m.ffn = llama ? 48 : 64;
+    m.fused_loss = false;
+    m.qk_norm = which >= MLA; /* of the latents */
+    if (which == MLA_DIRECT) m.q_rank = 0;
+    m.ffn = which == GPT ? 64 : 48;
     return m;
 }
 
@@ -104,7 +105,9 @@ static void compare(const char *what, const struct tiny *t, const struct safeten
 static void check(const char *what, enum golden which, const struct kernels *kernels, bool flash,
                   bool fused_loss, struct recompute_policy policy) {
     struct err err;
-    struct safetensors *file = safetensors_open(files[which], &err);
+    char path[64];
+    snprintf(path, sizeof(path), "tests/golden/%s.safetensors", files[which]);
+    struct safetensors *file = safetensors_open(path, &err);
     CHECK(file, "%s", err.text);
     struct model m = golden_model(which);
     m.flash = flash;
@@ -144,5 +147,40 @@ TEST(mixture_of_experts) {
     check_everywhere(MOE);
     check_everywhere(MOE_SIGMOID);
 }
+TEST(latent_attention_with_yarn) {
+    check_everywhere(MLA);
+}
+TEST(latent_attention_without_query_latent) {
+    check_everywhere(MLA_DIRECT);
+}
 
-RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts))
+/* At sizes of DeepSeek-V3, where the golden models are too small to tell: the published rule, written as a
+ * sum over wavelengths instead of pairs. */
+TEST(yarn_tables_and_scale_are_those_of_deepseek_v3) {
+    struct model m = tiny_mla();
+    enum { DR = 64, HALF = 32, SEQ = 300 };
+    static float cos_table[SEQ * HALF], sin_table[SEQ * HALF];
+    m.rotary_dim = DR, m.plain_dim = 128, m.head_dim = 192, m.seq = SEQ, m.yarn_mscale_all_dim = 1;
+    model_fill_rotary(&m, cos_table, sin_table);
+    double pi = 3.14159265358979323846;
+    int first = 10, last = 23; /* floor of 10.47 and ceiling of 22.51 */
+    for (int i = 0; i < HALF; i++) {
+        double wavelength = 2 * pi * exp(log(10000.0) * i / HALF);
+        double turns = 1 / wavelength, slow = turns / 40;
+        double share = i <= first ? 1 : i >= last ? 0 : (double)(last - i) / (last - first);
+        for (int s = 0; s < SEQ; s += 13) {
+            double angle = 2 * pi * s * (share * turns + (1 - share) * slow);
+            EXPECT_NEAR(cos_table[s * HALF + i], cos(angle), 1e-6);
+            EXPECT_NEAR(sin_table[s * HALF + i], sin(angle), 1e-6);
+        }
+    }
+    EXPECT_NEAR(model_softmax_scale(&m), 0.1352337788, 1e-9); /* (0.1 ln 40 + 1)^2 / sqrt(192) */
+    m.yarn_mscale = 0, m.yarn_mscale_all_dim = 0;
+    EXPECT_NEAR(model_softmax_scale(&m), 1 / sqrt(192.0), 1e-12);
+    m.yarn_mscale = 1;
+    model_fill_rotary(&m, cos_table, sin_table);
+    EXPECT_NEAR(cos_table[0], 1 + 0.1 * log(40.0), 1e-6); /* the concentration at position 0 */
+}
+
+RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts), CASE(latent_attention_with_yarn),
+          CASE(latent_attention_without_query_latent), CASE(yarn_tables_and_scale_are_those_of_deepseek_v3))

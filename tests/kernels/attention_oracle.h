@@ -64,7 +64,7 @@ struct oracle {
     struct attention_case c;
     double scale;
     double exponent;                /* largest sum of magnitudes of a score */
-    double *q, *k, *v, *d_o;        /* inputs: [b, a|g, s, d], [s, b, a * d] */
+    double *q, *k, *v, *d_o;        /* inputs: [b, a|g, s, d], [b, g, s, dv], [s, b, a * dv] */
     double *o, *lse, *dq, *dk, *dv; /* results */
     double *o_size, *dq_size, *dk_size, *dv_size;
     double *dq_noise, *dk_noise;
@@ -79,14 +79,30 @@ static inline int64_t kv_size(const struct attention_shape *z) {
     return z->b * z->g * z->s * z->d;
 }
 
+static inline int64_t v_dim(const struct attention_shape *z) {
+    return z->dv ? z->dv : z->d;
+}
+
+static inline int64_t o_size(const struct attention_shape *z) {
+    return z->b * z->a * z->s * v_dim(z);
+}
+
+static inline int64_t v_size(const struct attention_shape *z) {
+    return z->b * z->g * z->s * v_dim(z);
+}
+
 static inline struct oracle oracle_open(struct attention_case c) {
     const struct attention_shape *z = &c.z;
     struct oracle x = {.c = c, .scale = (double)(float)(1.0 / sqrt((double)z->d))};
-    double **const by_q[] = {&x.q, &x.d_o, &x.o, &x.dq, &x.o_size, &x.dq_size, &x.dq_noise};
-    double **const by_kv[] = {&x.k, &x.v, &x.dk, &x.dv, &x.dk_size, &x.dv_size, &x.dk_noise};
+    double **const by_q[] = {&x.q, &x.dq, &x.dq_size, &x.dq_noise},
+                   **const by_o[] = {&x.d_o, &x.o, &x.o_size};
+    double **const by_kv[] = {&x.k, &x.dk, &x.dk_size, &x.dk_noise},
+                   **const by_v[] = {&x.v, &x.dv, &x.dv_size};
     double **const by_square[] = {&x.probs, &x.mask, &x.dprobs, &x.dscores, &x.noise};
     for (size_t i = 0; i < sizeof(by_q) / sizeof(by_q[0]); i++) *by_q[i] = new_doubles(q_size(z));
     for (size_t i = 0; i < sizeof(by_kv) / sizeof(by_kv[0]); i++) *by_kv[i] = new_doubles(kv_size(z));
+    for (size_t i = 0; i < sizeof(by_o) / sizeof(by_o[0]); i++) *by_o[i] = new_doubles(o_size(z));
+    for (size_t i = 0; i < sizeof(by_v) / sizeof(by_v[0]); i++) *by_v[i] = new_doubles(v_size(z));
     for (size_t i = 0; i < sizeof(by_square) / sizeof(by_square[0]); i++)
         *by_square[i] = new_doubles(z->s * z->s);
     x.lse = new_doubles(z->b * z->a * z->s);
@@ -105,15 +121,15 @@ static inline void widen(double *dst, const void *src, enum dtype dtype, int64_t
 }
 
 static inline int64_t o_at(const struct attention_shape *z, int64_t batch, int64_t head, int64_t i) {
-    return ((i * z->b + batch) * z->a + head) * z->d;
+    return ((i * z->b + batch) * z->a + head) * v_dim(z);
 }
 
 /* probs, mask, o, lse of one head. */
 static inline void oracle_forward_head(struct oracle *x, int64_t batch, int64_t head) {
     const struct attention_shape *z = &x->c.z;
-    int64_t s = z->s, d = z->d, group = head / (z->a / z->g);
+    int64_t s = z->s, d = z->d, dv = v_dim(z), group = head / (z->a / z->g);
     const double *q = x->q + (batch * z->a + head) * s * d, *k = x->k + (batch * z->g + group) * s * d;
-    const double *v = x->v + (batch * z->g + group) * s * d;
+    const double *v = x->v + (batch * z->g + group) * s * dv;
     for (int64_t i = 0; i < s; i++) {
         int64_t n_keys = x->c.causal ? i + 1 : s;
         double max = -INFINITY, sum = 0, *p = x->probs + i * s, *m = x->mask + i * s;
@@ -136,11 +152,11 @@ static inline void oracle_forward_head(struct oracle *x, int64_t batch, int64_t 
         }
         x->lse[(batch * z->a + head) * s + i] = max + log(sum);
         double *o = x->o + o_at(z, batch, head, i), *size = x->o_size + o_at(z, batch, head, i);
-        for (int64_t n = 0; n < d; n++) o[n] = size[n] = 0;
+        for (int64_t n = 0; n < dv; n++) o[n] = size[n] = 0;
         for (int64_t j = 0; j < s; j++) {
             p[j] /= sum;
-            for (int64_t n = 0; n < d; n++) {
-                o[n] += p[j] * m[j] * v[j * d + n], size[n] += p[j] * m[j] * fabs(v[j * d + n]);
+            for (int64_t n = 0; n < dv; n++) {
+                o[n] += p[j] * m[j] * v[j * dv + n], size[n] += p[j] * m[j] * fabs(v[j * dv + n]);
             }
         }
     }
@@ -149,16 +165,17 @@ static inline void oracle_forward_head(struct oracle *x, int64_t batch, int64_t 
 /* Gradients of one head from probs and mask; dk and dv add up over the heads of a group. */
 static inline void oracle_backward_head(struct oracle *x, int64_t batch, int64_t head) {
     const struct attention_shape *z = &x->c.z;
-    int64_t s = z->s, d = z->d, q = (batch * z->a + head) * s * d;
-    int64_t kv = (batch * z->g + head / (z->a / z->g)) * s * d;
+    int64_t s = z->s, d = z->d, dv = v_dim(z), q = (batch * z->a + head) * s * d;
+    int64_t rows = (batch * z->g + head / (z->a / z->g)) * s, kv = rows * d, values = rows * dv;
     for (int64_t i = 0; i < s; i++) {
         const double *d_o = x->d_o + o_at(z, batch, head, i), *o = x->o + o_at(z, batch, head, i);
         double delta = 0, delta_noise = 0;
-        for (int64_t n = 0; n < d; n++) delta += d_o[n] * o[n], delta_noise += fabs(d_o[n] * o[n]);
+        for (int64_t n = 0; n < dv; n++) delta += d_o[n] * o[n], delta_noise += fabs(d_o[n] * o[n]);
         for (int64_t j = 0; j < s; j++) {
             double dp = 0, dp_noise = 0, m = x->mask[i * s + j], p = x->probs[i * s + j];
-            for (int64_t n = 0; n < d; n++) {
-                dp += m * d_o[n] * x->v[kv + j * d + n], dp_noise += m * fabs(d_o[n] * x->v[kv + j * d + n]);
+            for (int64_t n = 0; n < dv; n++) {
+                dp += m * d_o[n] * x->v[values + j * dv + n];
+                dp_noise += m * fabs(d_o[n] * x->v[values + j * dv + n]);
             }
             double ds = x->scale * p * (dp - delta), noise = x->scale * p * (dp_noise + delta_noise);
             x->dprobs[i * s + j] = dp, x->dscores[i * s + j] = ds, x->noise[i * s + j] = noise;
@@ -168,7 +185,10 @@ static inline void oracle_backward_head(struct oracle *x, int64_t batch, int64_t
                 x->dq_size[q + i * d + n] += fabs(ds * kn), x->dk_size[kv + j * d + n] += fabs(ds * qn);
                 x->dq_noise[q + i * d + n] += noise * fabs(kn),
                     x->dk_noise[kv + j * d + n] += noise * fabs(qn);
-                x->dv[kv + j * d + n] += p * m * d_o[n], x->dv_size[kv + j * d + n] += p * m * fabs(d_o[n]);
+            }
+            for (int64_t n = 0; n < dv; n++) {
+                x->dv[values + j * dv + n] += p * m * d_o[n];
+                x->dv_size[values + j * dv + n] += p * m * fabs(d_o[n]);
             }
         }
     }

@@ -16,6 +16,12 @@ static const struct attention_case shapes[] = {
     {{.s = 520, .b = 1, .a = 2, .g = 1, .d = 32}, true, 0},
     {{.s = 20, .b = 1, .a = 1, .g = 1, .d = 256}, true, 0},
     {{.s = 12, .b = 1, .a = 1, .g = 1, .d = 300}, true, 0},
+    /* values narrower and wider than keys */
+    {{.s = 70, .b = 2, .a = 2, .g = 2, .d = 192, .dv = 128}, true, 0.1f},
+    {{.s = 64, .b = 1, .a = 2, .g = 1, .d = 32, .dv = 64}, true, 0},
+    {{.s = 33, .b = 2, .a = 3, .g = 3, .d = 12, .dv = 8}, true, 0.1f},
+    {{.s = 40, .b = 1, .a = 2, .g = 1, .d = 24, .dv = 72}, false, 0.1f},
+    {{.s = 160, .b = 1, .a = 2, .g = 2, .d = 96, .dv = 32}, true, 0},
 };
 enum { NUM_SHAPES = (int)(sizeof(shapes) / sizeof(shapes[0])) };
 
@@ -29,9 +35,9 @@ struct run {
 static struct run run_open(const struct attention_shape *z, enum dtype dtype, double deviation) {
     struct run r = {.dtype = dtype};
     r.q = new_random(q_size(z), dtype, 1, deviation), r.k = new_random(kv_size(z), dtype, 2, 1);
-    r.v = new_random(kv_size(z), dtype, 3, 1), r.d_o = new_random(q_size(z), dtype, 4, 1);
-    r.o = new_output(q_size(z), dtype), r.dq = new_output(q_size(z), dtype);
-    r.dk = new_output(kv_size(z), dtype), r.dv = new_output(kv_size(z), dtype);
+    r.v = new_random(v_size(z), dtype, 3, 1), r.d_o = new_random(o_size(z), dtype, 4, 1);
+    r.o = new_output(o_size(z), dtype), r.dq = new_output(q_size(z), dtype);
+    r.dk = new_output(kv_size(z), dtype), r.dv = new_output(v_size(z), dtype);
     r.lse = new_output(z->b * z->a * z->s, DTYPE_F32);
     return r;
 }
@@ -55,7 +61,7 @@ static void run_forward(const struct run *r, const struct attention_case *c, con
                                           .causal = c->causal,
                                           .dtype = r->dtype};
     RUN_KERNEL(attention_forward, kernels, threads, &args);
-    EXPECT(guard_holds(r->o, q_size(&c->z), r->dtype), "o was written beyond its end");
+    EXPECT(guard_holds(r->o, o_size(&c->z), r->dtype), "o was written beyond its end");
     EXPECT(guard_holds(r->lse, c->z.b * c->z.a * c->z.s, DTYPE_F32), "lse was written beyond its end");
 }
 
@@ -79,13 +85,13 @@ static void run_backward(const struct run *r, const struct attention_case *c, co
     RUN_KERNEL(attention_backward, kernels, threads, &args);
     EXPECT(guard_holds(r->dq, q_size(&c->z), r->dtype), "dq was written beyond its end");
     EXPECT(guard_holds(r->dk, kv_size(&c->z), r->dtype), "dk was written beyond its end");
-    EXPECT(guard_holds(r->dv, kv_size(&c->z), r->dtype), "dv was written beyond its end");
+    EXPECT(guard_holds(r->dv, v_size(&c->z), r->dtype), "dv was written beyond its end");
 }
 
 static struct oracle oracle_of(const struct run *r, struct attention_case c, bool backward) {
     struct oracle x = oracle_open(c);
     widen(x.q, r->q, r->dtype, q_size(&c.z)), widen(x.k, r->k, r->dtype, kv_size(&c.z));
-    widen(x.v, r->v, r->dtype, kv_size(&c.z)), widen(x.d_o, r->d_o, r->dtype, q_size(&c.z));
+    widen(x.v, r->v, r->dtype, v_size(&c.z)), widen(x.d_o, r->d_o, r->dtype, o_size(&c.z));
     oracle_run(&x, backward);
     return x;
 }
@@ -94,7 +100,7 @@ static struct oracle oracle_of(const struct run *r, struct attention_case c, boo
 static double oracle_loss(struct oracle *x) {
     double loss = 0;
     oracle_run(x, false);
-    for (int64_t i = 0; i < q_size(&x->c.z); i++) loss += x->d_o[i] * x->o[i];
+    for (int64_t i = 0; i < o_size(&x->c.z); i++) loss += x->d_o[i] * x->o[i];
     return loss;
 }
 
@@ -118,13 +124,14 @@ TEST(the_oracles_gradients_are_slopes) {
         {{.s = 5, .b = 2, .a = 4, .g = 2, .d = 6}, true, 0.3f},
         {{.s = 4, .b = 1, .a = 2, .g = 2, .d = 4}, false, 0},
         {{.s = 6, .b = 1, .a = 3, .g = 1, .d = 4}, true, 0},
+        {{.s = 4, .b = 2, .a = 2, .g = 1, .d = 6, .dv = 3}, true, 0.2f},
     };
     for (size_t n = 0; n < sizeof(small) / sizeof(small[0]); n++) {
         struct run r = run_open(&small[n].z, DTYPE_F32, 1);
         struct oracle x = oracle_of(&r, small[n], true);
         expect_slopes(&x, x.q, x.dq, q_size(&small[n].z), "dq");
         expect_slopes(&x, x.k, x.dk, kv_size(&small[n].z), "dk");
-        expect_slopes(&x, x.v, x.dv, kv_size(&small[n].z), "dv");
+        expect_slopes(&x, x.v, x.dv, v_size(&small[n].z), "dv");
         oracle_close(&x);
         run_close(&r);
     }
@@ -144,24 +151,26 @@ static void expect_close(const char *name, const struct run *r, const struct ora
                          int64_t n) {
     const struct attention_case *c = &x->c;
     double u = unit_of(r, x), worst = worst_error(result, r->dtype, truth, u, size, u, noise, n);
-    EXPECT(worst <= 1, "%s %s of %s: %.3g times the bound (s %d b %d a %d g %d d %d causal %d dropout %g)",
-           backend, name, dtype_name(r->dtype), worst, (int)c->z.s, (int)c->z.b, (int)c->z.a, (int)c->z.g,
-           (int)c->z.d, c->causal, (double)c->dropout);
+    EXPECT(worst <= 1,
+           "%s %s of %s: %.3g times the bound (s %d b %d a %d g %d d %d dv %d causal %d dropout %g)", backend,
+           name, dtype_name(r->dtype), worst, (int)c->z.s, (int)c->z.b, (int)c->z.a, (int)c->z.g, (int)c->z.d,
+           (int)v_dim(&c->z), c->causal, (double)c->dropout);
 }
 
 static void check_case(const struct attention_case *c, const struct kernels *kernels, struct threads *threads,
                        enum dtype dtype, double deviation) {
     struct run r = run_open(&c->z, dtype, deviation);
     struct oracle x = oracle_of(&r, *c, true);
-    int64_t nq = q_size(&c->z), nkv = kv_size(&c->z), rows = c->z.b * c->z.a * c->z.s;
+    int64_t nq = q_size(&c->z), nk = kv_size(&c->z), no = o_size(&c->z), nv = v_size(&c->z),
+            rows = c->z.b * c->z.a * c->z.s;
     run_forward(&r, c, kernels, threads, true);
-    expect_close("o", &r, &x, kernels->backend, r.o, x.o, x.o_size, x.o_size, nq);
+    expect_close("o", &r, &x, kernels->backend, r.o, x.o, x.o_size, x.o_size, no);
     for (int64_t i = 0; i < rows; i++)
         EXPECT_NEAR(r.lse[i], x.lse[i], (32 + 2 * sqrt((double)c->z.d) * x.exponent) * 0x1p-24);
     run_backward(&r, c, kernels, threads);
     expect_close("dq", &r, &x, kernels->backend, r.dq, x.dq, x.dq_size, x.dq_noise, nq);
-    expect_close("dk", &r, &x, kernels->backend, r.dk, x.dk, x.dk_size, x.dk_noise, nkv);
-    expect_close("dv", &r, &x, kernels->backend, r.dv, x.dv, x.dv_size, x.dv_size, nkv);
+    expect_close("dk", &r, &x, kernels->backend, r.dk, x.dk, x.dk_size, x.dk_noise, nk);
+    expect_close("dv", &r, &x, kernels->backend, r.dv, x.dv, x.dv_size, x.dv_size, nv);
     oracle_close(&x);
     run_close(&r);
 }
@@ -266,6 +275,10 @@ TEST(the_cost_counts_causal_work_once) {
     EXPECT_EQ(attention_forward_cost(&forward).gemm_flops, pairs * 64 * 4);
     EXPECT_EQ(attention_forward_cost(&forward).bytes, (2 * q + 2 * kv) * 2);
     EXPECT_EQ(attention_backward_cost(&backward).gemm_flops, 2.0 * 12 * 1024 * 1024 * 64 * 10);
+    forward.shape.dv = backward.shape.dv = 48; /* scores take 64 multiply-adds, their use 48 */
+    EXPECT_EQ(attention_forward_cost(&forward).gemm_flops, pairs * 2 * (64 + 48));
+    EXPECT_EQ(attention_forward_cost(&forward).bytes, (q + kv) * 2 * 112 / 64);
+    EXPECT_EQ(attention_backward_cost(&backward).gemm_flops, 2.0 * 12 * 1024 * 1024 * 2 * (3 * 64 + 2 * 48));
 }
 
 TEST(malformed_args_are_refused) {

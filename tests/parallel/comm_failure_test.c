@@ -14,6 +14,10 @@ static const char *program;
 
 /* ---- the ranks ---- */
 
+static bool always(void) {
+    return true;
+}
+
 static int be_rank(const char *what) {
     struct comm_world *world;
     struct err err;
@@ -23,13 +27,17 @@ static int be_rank(const char *what) {
     int rank = comm_world_rank(world), size = comm_world_size(world);
     for (int i = 0; i < size; i++) ranks[i] = i;
     struct comm *all = comm_open(world, "data-parallel", ranks, size);
-    comm_world_set_timeout(world, 2);
+    bool alarmed = !strncmp(what, "alarmed", 7);
+    comm_world_set_timeout(world, alarmed ? 600 : 2);
+    if (alarmed) comm_world_set_alarm(world, always);
     comm_world_note(world, "iteration 7 of rank %d", rank);
     for (int i = 0; i < 3; i++) comm_all_reduce(all, x, 5000, COMM_F32, COMM_SUM);
     if (!strcmp(what, "die") && rank == 1) die(STATUS_USAGE, "the disk is full");
     if (!strcmp(what, "check") && rank == 2) CHECK(rank < 0, "a check on rank %d", rank);
     if (!strcmp(what, "kill") && rank == 1) raise(SIGKILL);
     if (!strcmp(what, "stop") && rank == 1) raise(SIGSTOP);
+    if (!strcmp(what, "alarmed_stop") && rank == 1) raise(SIGSTOP);
+    if (!strcmp(what, "alarmed_sleep") && rank == 1) sleep(9);
     if (!strcmp(what, "sleep") && rank == 1) sleep(60);
     if (!strcmp(what, "user_error")) {
         comm_close(all);
@@ -190,6 +198,21 @@ TEST(ranks_that_wait_in_a_circle_are_all_shown) {
     EXPECT_CONTAINS(run.output, "receive of group data-parallel [0 1], 100 bytes from rank 0, tag 42");
 }
 
+TEST(a_rank_that_was_told_to_end_does_not_wait_long_for_one_that_is_gone) {
+    NEED_MPIRUN();
+    LAUNCH("alarmed_stop", "3");
+    EXPECT_ONE_TABLE();
+    EXPECT_CONTAINS(run.output, "rank 1 (");
+    EXPECT_CONTAINS(run.output, "does not answer");
+}
+
+TEST(but_waits_for_ranks_that_live) {
+    NEED_MPIRUN();
+    LAUNCH("alarmed_sleep", "3");
+    EXPECT(run.status == 0, "status %d: %s", run.status, run.output);
+    EXPECT_STR(run.output, "");
+}
+
 int main(int argc, char **argv) {
     static const struct test_case cases[] = {
         CASE(a_job_without_trouble_ends_with_status_0),
@@ -202,6 +225,8 @@ int main(int argc, char **argv) {
         CASE(a_rank_that_skips_a_collective_is_named),
         CASE(members_that_disagree_on_the_count_are_named),
         CASE(ranks_that_wait_in_a_circle_are_all_shown),
+        CASE(a_rank_that_was_told_to_end_does_not_wait_long_for_one_that_is_gone),
+        CASE(but_waits_for_ranks_that_live),
     };
     if (argc > 1 && !strcmp(argv[1], "--ranks")) return puts("0") < 0;
     if (argc > 1 && getenv("OMPI_COMM_WORLD_SIZE")) return be_rank(argv[1]);

@@ -239,6 +239,11 @@ TEST(types_have_their_sizes_and_kinds_their_names) {
     EXPECT_STR(comm_kind_name(COMM_KIND_BARRIER), "barrier");
     EXPECT_EQ(comm_staging_bytes(1), 0);
     EXPECT(comm_staging_bytes(8) == 4 * comm_staging_bytes(2), "staging grows with the members");
+    for (int size = 2; size <= 65536; size++) {
+        size_t bytes = comm_staging_bytes(size), least = (size_t)size * 16384; /* two small exchanges */
+        EXPECT(bytes >= least && (bytes <= 32u << 20 || bytes == least), "%d ranks stage %zu bytes", size,
+               bytes);
+    }
 }
 
 /* ---- sums ---- */

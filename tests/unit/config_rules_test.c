@@ -107,7 +107,9 @@ TEST(every_rule_of_the_model_refuses_with_a_remedy) {
         {ALL, "--use-rope-scaling", "--use-rope-scaling has no effect"},
         {ALL, "--position-embedding-type rope --rope-scaling-factor 8", "without --use-rope-scaling"},
         {ALL, "--position-embedding-type rope --rotary-percent 0.04", "rotated dimensions"},
-        {ALL, "--position-embedding-type yarn", "YaRN is not built yet; use rope"},
+        {ALL, "--position-embedding-type yarn", "YaRN comes with multi-latent attention only; use rope"},
+        {ALL, "--rope-type yarn", "--rope-type has no effect without rotary positions"},
+        {ALL, "--position-embedding-type rope --rope-type yarn", "comes with --multi-latent-attention only"},
         {ALL, "--swiglu --squared-relu", "exclude each other"},
         {ALL, "--swiglu --openai-gelu", "exclude each other"},
         {ALL, "--hidden-size 8 --swiglu", "give --ffn-hidden-size"},
@@ -116,6 +118,39 @@ TEST(every_rule_of_the_model_refuses_with_a_remedy) {
          "use --attention-backend flash"},
         {ALL, "--padded-vocab-size 2000 --no-pad-vocab-size", "contradict"},
         {ALL, "--apply-wd-to-qk-layernorm", "without --qk-layernorm"},
+    };
+    walk(rows, ARRAY_COUNT(rows));
+}
+
+#define MLA    ALL " --multi-latent-attention"
+#define ROTARY MLA " --position-embedding-type rope"
+
+TEST(every_rule_of_latent_attention_refuses_with_a_remedy) {
+    static const struct refusal rows[] = {
+        {ALL, "--q-lora-rank 8", "--q-lora-rank has no effect without --multi-latent-attention"},
+        {ALL, "--kv-lora-rank 8", "--kv-lora-rank has no effect without"},
+        {ALL, "--qk-head-dim 8", "--qk-head-dim has no effect without"},
+        {ALL, "--qk-pos-emb-head-dim 8", "--qk-pos-emb-head-dim has no effect without"},
+        {ALL, "--v-head-dim 8", "--v-head-dim has no effect without"},
+        {ALL, "--rotary-scaling-factor 2", "--rotary-scaling-factor has no effect without"},
+        {ALL, "--mscale 0.7", "--mscale has no effect without"},
+        {ALL, "--mscale-all-dim 0.7", "--mscale-all-dim has no effect without"},
+        {MLA, "--num-layers 4", "add --position-embedding-type rope"},
+        {MLA, "--position-embedding-type none", "add --position-embedding-type rope"},
+        {ROTARY, "--group-query-attention --num-query-groups 4", "drop --group-query-attention"},
+        {ROTARY, "--context-parallel-size 2 --world-size 2 --dry-run", "drop --context-parallel-size"},
+        {ROTARY, "--rotary-interleaved", "drop --rotary-interleaved"},
+        {ROTARY, "--rotary-percent 0.5", "give --qk-pos-emb-head-dim"},
+        {ROTARY, "--rotary-seq-len-interpolation-factor 2", "use --rotary-scaling-factor"},
+        {ROTARY, "--use-rope-scaling", "use --rotary-scaling-factor"},
+        {ROTARY, "--add-qkv-bias", "--add-qkv-bias has no effect with --multi-latent-attention"},
+        {ROTARY, "--qk-pos-emb-head-dim 7", "make it even"},
+        {ROTARY, "--rotary-base 1", "raise it"},
+        {ROTARY, "--rope-type rope --rotary-scaling-factor 4", "--rotary-scaling-factor belongs to YaRN"},
+        {ROTARY, "--rope-type rope --mscale 2", "--mscale belongs to YaRN"},
+        {ROTARY, "--rope-type rope --mscale-all-dim 1", "--mscale-all-dim belongs to YaRN"},
+        {ROTARY, "--cache-mla-latents", "for inference only"},
+        {ROTARY, "--mla-down-proj-fusion", "the down projections are two matrices"},
     };
     walk(rows, ARRAY_COUNT(rows));
 }
@@ -159,8 +194,6 @@ TEST(every_rule_of_recompute_refuses_with_a_remedy) {
         {ALL, "--recompute-activations --recompute-modules mlp moe",
          "--recompute-modules moe: this model has no experts"},
         {ALL, "--recompute-activations --recompute-modules mhc", "use core_attn, mlp, layernorm"},
-        {ALL, "--recompute-activations --recompute-modules mla_up_proj",
-         "models that this program does not have yet"},
         {ALL, "--distribute-saved-activations", "needs --tensor-model-parallel-size"},
     };
     walk(rows, ARRAY_COUNT(rows));
@@ -341,6 +374,20 @@ TEST(model_values_follow_from_others) {
     config_free(&cfg);
 }
 
+TEST(latent_attention_rotates_its_own_part_with_yarn) {
+    ACCEPTS("--multi-latent-attention --position-embedding-type rope --kv-channels 128 --qk-layernorm");
+    EXPECT_EQ(cfg.rotary_dim, 64); /* --qk-pos-emb-head-dim, not a share of --kv-channels */
+    EXPECT_EQ(cfg.rope_type, ROPE_TYPE_YARN);
+    EXPECT_EQ(cfg.origin[CONFIG_FLAG_rope_type], CONFIG_DERIVED);
+    EXPECT_EQ(cfg.kv_lora_rank, 32);
+    EXPECT_EQ(config_is_set(&cfg, q_lora_rank), false);
+    EXPECT_CONTAINS(cfg.notes.data, "--kv-channels: without effect with --multi-latent-attention");
+    config_free(&cfg);
+    ACCEPTS("--multi-latent-attention --use-rotary-position-embeddings --rope-type rope");
+    EXPECT_EQ(cfg.rope_type, ROPE_TYPE_ROPE);
+    config_free(&cfg);
+}
+
 TEST(recompute_settings_are_what_they_stand_for) {
     ACCEPTS("--recompute-activations");
     EXPECT_EQ(cfg.recompute_granularity, RECOMPUTE_GRANULARITY_SELECTIVE);
@@ -492,11 +539,13 @@ TEST(a_dry_run_needs_neither_data_nor_a_schedule) {
 }
 
 RUN_TESTS(CASE(what_is_required_is_asked_for_by_name), CASE(every_rule_of_the_model_refuses_with_a_remedy),
+          CASE(every_rule_of_latent_attention_refuses_with_a_remedy),
           CASE(every_rule_of_recompute_refuses_with_a_remedy),
           CASE(every_rule_of_precision_data_and_tokenizer_refuses_with_a_remedy),
           CASE(every_rule_of_batches_and_schedules_refuses_with_a_remedy),
           CASE(every_rule_of_output_and_layout_refuses_with_a_remedy),
           CASE(gelu_is_the_form_that_megatron_computes), CASE(model_values_follow_from_others),
+          CASE(latent_attention_rotates_its_own_part_with_yarn),
           CASE(recompute_settings_are_what_they_stand_for),
           CASE(batches_iterations_and_schedules_follow_from_others),
           CASE(a_ramp_up_counts_as_the_plain_loop_does), CASE(the_vocabulary_is_padded_as_megatron_pads_it),

@@ -13,9 +13,9 @@ struct attention_attributes {
 
 static struct attention_attributes attributes_of(const struct model *m) {
     return (struct attention_attributes){
-        {model_seq(m), m->micro_batch, model_heads(m), model_groups(m), m->head_dim},
+        model_attention_shape(m),
         {.first_head = model_heads(m) * m->tp_rank, .heads = m->heads, .seq = m->seq},
-        (float)(1.0 / sqrt((double)m->head_dim)),
+        (float)model_softmax_scale(m),
         m->attention_dropout};
 }
 
@@ -131,7 +131,8 @@ static const struct op_def op_attention = {
 
 static int add_context_output(struct program *p, const struct model *m, int op) {
     return program_output(p, op, "core_attention", m->dtype, 3,
-                          (int64_t[]){model_seq(m), m->micro_batch, model_heads(m) * m->head_dim}, true);
+                          (int64_t[]){model_seq(m), m->micro_batch, model_heads(m) * model_value_dim(m)},
+                          true);
 }
 
 int op_add_attention(struct program *p, const struct model *m, const int qkv[3]) {
@@ -205,6 +206,7 @@ int op_add_attention_unfused(struct program *p, const struct model *m, const int
     op = program_op(p, &op_softmax, "softmax", &scores, 1, NULL, 0);
     int probs = program_output(p, op, "attention_probs", m->dtype, 4, square, true);
     if (m->attention_dropout > 0) probs = op_add_attention_dropout(p, m, probs);
+    a.shape.d = model_value_dim(m); /* the one head size that this kernel knows */
     op = program_op(p, &op_context, "attention_context", (int[]){probs, qkv[2]}, 2, &a, sizeof(a));
     return add_context_output(p, m, op);
 }

@@ -74,14 +74,14 @@ static const struct context_way *way_of(const struct model *m) {
 }
 
 int op_add_attention_context(struct program *p, const struct model *m, const int qkv[3]) {
-    struct context c = {.shape = {model_seq(m), m->micro_batch, model_heads(m), model_groups(m), m->head_dim},
+    struct context c = {.shape = model_attention_shape(m),
                         .first_head = model_heads(m) * m->tp_rank,
                         .heads = m->heads,
                         .seq = m->seq,
                         .chunk = m->seq / (2 * m->cp),
                         .ranks = m->cp,
                         .rank = m->cp_rank,
-                        .scale = (float)(1.0 / sqrt((double)m->head_dim)),
+                        .scale = (float)model_softmax_scale(m),
                         .dropout = m->attention_dropout,
                         .dtype = m->dtype};
     const struct context_way *way = way_of(m);

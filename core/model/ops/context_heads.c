@@ -86,8 +86,12 @@ static void fetch_qkv(struct run *r, const struct op *o, const struct heads *x) 
 }
 
 static struct attention_shape whole_shape(const struct context *c) {
-    return (struct attention_shape){c->seq, c->shape.b, c->shape.a / c->ranks, c->shape.g / c->ranks,
-                                    c->shape.d};
+    return (struct attention_shape){.s = c->seq,
+                                    .b = c->shape.b,
+                                    .a = c->shape.a / c->ranks,
+                                    .g = c->shape.g / c->ranks,
+                                    .d = c->shape.d,
+                                    .dv = c->shape.dv};
 }
 
 static struct attention_window whole_window(const struct context *c) {

@@ -121,15 +121,17 @@ int op_add_linear(struct program *p, const struct model *m, int x, const struct 
     memcpy(dims, in.dims, sizeof(dims));
     dims[in.num_dims - 1] = spec->out_features;
     snprintf(full, sizeof(full), "%s.weight", spec->prefix);
-    program_param(p, op,
-                  (struct param_info){.name = spec->weight ? spec->weight : full,
-                                      .per_layer = spec->per_layer,
-                                      .num_dims = 2,
-                                      .dims = {spec->out_features, last_dim(&in)},
-                                      .shard = spec->shard,
-                                      .init = PARAM_INIT_NORMAL,
-                                      .init_std = spec->init_std,
-                                      .forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD});
+    program_param(
+        p, op,
+        (struct param_info){.name = spec->weight ? spec->weight : full,
+                            .per_layer = spec->per_layer,
+                            .num_dims = 2,
+                            .dims = {spec->out_features, last_dim(&in)},
+                            .shard = spec->shard,
+                            .sum_over_tensor = spec->split == LINEAR_WHOLE && model_splits_sequence(m),
+                            .init = PARAM_INIT_NORMAL,
+                            .init_std = spec->init_std,
+                            .forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD});
     if (spec->bias) add_bias(p, op, spec);
     return program_output(p, op, spec->name, m->dtype, in.num_dims, dims, true);
 }

@@ -36,12 +36,13 @@ int op_add_norm(struct program *p, const struct model *m, int x, const char *nam
                 bool per_layer) {
     char full[160];
     struct norm_attributes attributes = {m->norm_epsilon, m->rms, m->zero_centered};
+    int64_t width = p->tensors[x].dims[2];
     int op = program_op(p, &op_norm, name, &x, 1, &attributes, sizeof(attributes));
     struct param_info info = {.name = full,
                               .per_layer = per_layer,
                               .num_dims = 1,
-                              .dims = {m->hidden},
-                              .shard.full = {m->hidden, 1},
+                              .dims = {width},
+                              .shard.full = {width, 1},
                               .sum_over_tensor = model_splits_sequence(m),
                               .init = m->zero_centered ? PARAM_INIT_ZERO : PARAM_INIT_ONE,
                               .forms = PARAM_FORM_PLAIN};
@@ -52,6 +53,5 @@ int op_add_norm(struct program *p, const struct model *m, int x, const char *nam
         snprintf(full, sizeof(full), "%s.bias", prefix);
         program_param(p, op, info);
     }
-    return program_output(p, op, name, m->dtype, 3, (int64_t[]){model_rows(m), m->micro_batch, m->hidden},
-                          true);
+    return program_output(p, op, name, m->dtype, 3, (int64_t[]){model_rows(m), m->micro_batch, width}, true);
 }
