@@ -4,24 +4,25 @@
  * they are. And the lists show that no decision is ever made again. */
 #include "tests/tiny_model.h"
 
-/* All experts equally good for every token. */
+static void add_noise(float *x, size_t bytes) {
+    for (size_t i = 0; i < bytes / 4; i++) {
+        int32_t bits;
+        memcpy(&bits, &x[i], 4);
+        if (isfinite(x[i]) && x[i] != 0) bits += (int32_t)((uint32_t)i * 2654435761u >> 20) % 3 - 1;
+        memcpy(&x[i], &bits, 4);
+    }
+}
+
+/* All experts equally good for every token, but for the last bit. */
 static void level_router(struct tiny *t) {
     for (int i = 0; i < t->plan.num_params; i++) {
         const struct plan_param *p = &t->plan.params[i];
         float *w = executor_at(&t->executor, p->master);
         if (!strstr(p->name, "mlp.router.weight")) continue;
         for (int64_t k = p->dims[1]; k < p->count; k++) w[k] = w[k % p->dims[1]];
+        add_noise(w, (size_t)p->count * sizeof(float));
     }
     update_compute_copies(&t->executor);
-}
-
-static void add_noise(float *x, size_t bytes) {
-    for (size_t i = 0; i < bytes / 4; i++) {
-        int32_t bits;
-        memcpy(&bits, &x[i], 4);
-        if (isfinite(x[i]) && x[i] != 0) bits += (int32_t)(i * 7 % 3) - 1;
-        memcpy(&x[i], &bits, 4);
-    }
 }
 
 /* Noise on what the layers of the slot have saved: the input of the second norm, and the layer's own input.
@@ -67,7 +68,7 @@ static float *stormy_step(struct model m, struct recompute_policy policy, bool n
 }
 
 static void expect_calm(const char *what, struct model m, struct recompute_policy policy) {
-    int64_t count, moved = 0, idle = 0;
+    int64_t count;
     float *calm = stormy_step(m, policy, false, &count), *stormy = stormy_step(m, policy, true, &count);
     double off = 0, largest = 0;
     bool different = false;
@@ -76,16 +77,11 @@ static void expect_calm(const char *what, struct model m, struct recompute_polic
         double d = fabs((double)calm[i] - (double)stormy[i]);
         if (d > off) off = d;
         if (fabs((double)calm[i]) > largest) largest = fabs((double)calm[i]);
-        idle += calm[i] == 0;
-        moved += (calm[i] == 0) != (stormy[i] == 0);
         different |= calm[i] != stormy[i];
     }
     EXPECT(different, "%s: the noise did not reach the gradients, so this test shows nothing", what);
-    EXPECT(idle > count / 10, "%s: only %lld of %lld gradients are zero: experts without tokens are missing",
-           what, (long long)idle, (long long)count);
     /* noise of 2^-23 through a few layers; a row sent elsewhere moves gradients by as much as they are */
     EXPECT(off <= 1e-4 * largest, "%s: gradients moved by %.3g of %.3g", what, off, largest);
-    EXPECT(moved <= count / 1000, "%s: %lld gradients became or stopped being zero", what, (long long)moved);
     mem_free(calm);
     mem_free(stormy);
 }
