@@ -16,7 +16,10 @@ static int usage_error(const struct ranks *ranks, const struct err *err) {
 
 /* The flags are not validated yet, but they say which parts the model has. */
 static void list_modules(const struct config *cfg, struct config_module *modules) {
-    const struct model model = {.kv_rank = cfg->multi_latent_attention ? cfg->kv_lora_rank : 0};
+    const struct model model = {.kv_rank = cfg->multi_latent_attention ? cfg->kv_lora_rank : 0,
+                                .moe.experts = config_is_set(cfg, num_experts) ? cfg->num_experts : 0,
+                                .moe.shared_ffn =
+                                    config_is_set(cfg, moe_shared_expert_intermediate_size) ? 1 : 0};
     for (int i = 0; i < MODULE_COUNT; i++) {
         bool internal = recompute_module_info(i)->is_internal;
         modules[i] = (struct config_module){

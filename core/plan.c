@@ -25,25 +25,29 @@ size_t plan_hidden_bytes(const struct plan *plan) {
 /* ---- segments ---- */
 
 /* Compiles a segment unless an equal one exists. Returns its index. */
-static int compile_segment(struct plan *plan, enum segment_kind kind, int num_layers,
+static int compile_segment(struct plan *plan, enum segment_kind kind, int first_layer, int num_layers,
                            recompute_set selected) {
+    const struct model *m = &plan->request.model;
     for (int i = 0; i < plan->num_segments; i++) {
         const struct plan_segment *s = &plan->segments[i];
-        if (s->kind == kind && s->num_layers == num_layers && s->selected == selected) return s->compiled;
+        if (s->kind == kind && s->num_layers == num_layers && s->selected == selected &&
+            model_layers_are_alike(m, s->first_layer, first_layer, num_layers))
+            return s->compiled;
     }
     struct program program;
     program_init(&program);
-    if (kind == SEGMENT_EMBEDDING) build_embedding(&program, &plan->request.model);
-    if (kind == SEGMENT_LAYERS) build_layers(&program, &plan->request.model, num_layers);
-    if (kind == SEGMENT_HEAD) build_head(&program, &plan->request.model);
-    recompute_compile(&program, selected | RECOMPUTE_BIT(MODULE_tensor_gather),
-                      plan->schedule->splits_backward, &plan->compiled[plan->num_compiled]);
+    if (kind == SEGMENT_EMBEDDING) build_embedding(&program, m);
+    if (kind == SEGMENT_LAYERS) build_layers(&program, m, first_layer, num_layers);
+    if (kind == SEGMENT_HEAD) build_head(&program, m);
+    selected |= RECOMPUTE_BIT(MODULE_tensor_gather) | RECOMPUTE_BIT(MODULE_moe_permute);
+    recompute_compile(&program, selected, plan->schedule->splits_backward,
+                      &plan->compiled[plan->num_compiled]);
     return plan->num_compiled++;
 }
 
 static void add_segment(struct plan *plan, enum segment_kind kind, int first_layer, int num_layers,
                         recompute_set selected) {
-    int compiled = compile_segment(plan, kind, num_layers, selected);
+    int compiled = compile_segment(plan, kind, first_layer, num_layers, selected);
     struct plan_chunk *chunk = &plan->chunks[plan->num_chunks];
     plan->segments[plan->num_segments++] = (struct plan_segment){.kind = kind,
                                                                  .compiled = compiled,

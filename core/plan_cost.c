@@ -112,12 +112,13 @@ static void measure_optimizer(struct plan *plan, struct meter *m) {
         KERNEL_CALL(sum_squares, stream, .out = p, .x = p, .n = param->count, .dtype = DTYPE_F32);
         KERNEL_CALL(adamw, stream, .master = p, .m = p, .v = p, .grad = p, .n = param->count,
                     .bias_correction1 = 1, .bias_correction2 = 1);
-        if (param->packed_forward != SIZE_MAX)
-            KERNEL_CALL(gemm_pack, stream, .dst = p, .src = p, .k = param->dims[1], .n = param->dims[0],
-                        .trans = true, .dtype = dtype, .src_dtype = DTYPE_F32);
-        if (param->packed_backward != SIZE_MAX)
-            KERNEL_CALL(gemm_pack, stream, .dst = p, .src = p, .k = param->dims[0], .n = param->dims[1],
+        int64_t rows = param->dims[0] / param->groups;
+        for (int g = 0; g < param->groups && param->packed_forward != SIZE_MAX; g++)
+            KERNEL_CALL(gemm_pack, stream, .dst = p, .src = p, .k = param->dims[1], .n = rows, .trans = true,
                         .dtype = dtype, .src_dtype = DTYPE_F32);
+        for (int g = 0; g < param->groups && param->packed_backward != SIZE_MAX; g++)
+            KERNEL_CALL(gemm_pack, stream, .dst = p, .src = p, .k = rows, .n = param->dims[1], .dtype = dtype,
+                        .src_dtype = DTYPE_F32);
     }
     plan->step_bytes += m->meter.total.bytes - before;
 }
@@ -152,7 +153,7 @@ static void measure_other_ranks(struct plan *plan, struct meter *m) {
         struct compiled compiled;
         struct kernel_cost by_phase[3] = {{0}};
         program_init(&program);
-        build_layers(&program, &model, 1);
+        build_layers(&program, &model, 0, 1);
         recompute_compile(&program, RECOMPUTE_BIT(MODULE_tensor_gather), false, &compiled);
         double *op_flops = mem_new_array(double, (size_t)compiled.program.num_ops, "op costs");
         measure_list(m, &compiled, &compiled.forward, by_phase, op_flops);

@@ -30,6 +30,7 @@ static struct plan_param new_param(const struct plan *plan, const char *name, co
         .name = mem_strdup(name, "parameter name"),
         .num_dims = info->num_dims,
         .dims = {info->dims[0], info->num_dims > 1 ? info->dims[1] : 1},
+        .groups = info->groups ? info->groups : 1,
         .shard = info->shard,
         .init = info->init,
         .init_std = info->init_std,
@@ -160,8 +161,10 @@ static void place_weight(struct plan *plan, struct plan_param *p, unsigned forms
     enum dtype dtype = plan->request.model.dtype;
     struct plan_bucket *bucket = &plan->buckets[p->bucket];
     size_t (*packed_bytes)(enum dtype, int64_t, int64_t) = plan->request.kernels->gemm_packed_bytes;
-    size_t packed = p->num_dims == 2 ? packed_bytes(dtype, p->dims[1], p->dims[0]) : 0;
-    size_t packed_back = p->num_dims == 2 ? packed_bytes(dtype, p->dims[0], p->dims[1]) : 0;
+    size_t groups = (size_t)p->groups;
+    int64_t rows = p->dims[0] / p->groups;
+    size_t packed = p->num_dims == 2 ? groups * packed_bytes(dtype, p->dims[1], rows) : 0;
+    size_t packed_back = p->num_dims == 2 ? groups * packed_bytes(dtype, rows, p->dims[1]) : 0;
     unsigned packed_forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD;
     bool is_master = dtype == DTYPE_F32 && shards_of(plan) == 1;
     if (forms & packed_forms && !(packed && packed_back)) forms |= PARAM_FORM_PLAIN, forms &= ~packed_forms;
@@ -308,10 +311,15 @@ int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p) 
     struct program embedding, layer, head;
     program_init(&embedding), program_init(&layer), program_init(&head);
     build_embedding(&embedding, model);
-    build_layers(&layer, model, 1);
     build_head(&head, model);
     list_program(&list, &embedding, 0);
-    for (int i = 0; i < model->layers; i++) list_program(&list, &layer, i);
+    for (int i = 0; i < model->layers; i++) {
+        if (!i || !model_layers_are_alike(model, i - 1, i, 1)) {
+            program_free(&layer);
+            build_layers(&layer, model, i, 1);
+        }
+        list_program(&list, &layer, i);
+    }
     list_program(&list, &head, 0);
     program_free(&embedding), program_free(&layer), program_free(&head);
     *tensors_p = list.items;

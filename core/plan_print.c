@@ -193,6 +193,13 @@ static struct op_trace trace_op(const struct compiled *c, int op) {
     return t;
 }
 
+/* Index of op `op_in_layer` of layer `layer` of the segment, or -1 when the layer has fewer. */
+static int op_of_layer(const struct program *p, int layer, int op_in_layer) {
+    for (int i = 0; i < p->num_ops; i++)
+        if (p->ops[i].layer == layer && op_in_layer-- == 0) return i;
+    return -1;
+}
+
 /* Op `op` of a layer, counted within one layer, in the segment that holds global layer `layer`. */
 static struct op_trace trace_layer_op(const struct plan *plan, int layer, int op_in_layer) {
     for (int i = 0; i < plan->num_segments; i++) {
@@ -200,8 +207,7 @@ static struct op_trace trace_layer_op(const struct plan *plan, int layer, int op
         if (s->kind != SEGMENT_LAYERS || layer < s->first_layer || layer >= s->first_layer + s->num_layers)
             continue;
         const struct compiled *c = &plan->compiled[s->compiled];
-        int per_layer = c->program.num_ops / s->num_layers;
-        return trace_op(c, (layer - s->first_layer) * per_layer + op_in_layer);
+        return trace_op(c, op_of_layer(&c->program, layer - s->first_layer, op_in_layer));
     }
     return (struct op_trace){0};
 }
@@ -210,33 +216,47 @@ static void trace_line(const char *name, const char *verdict, size_t bytes, doub
     fprintf(out, "  %-24s %-10s %14zu bytes kept %12.4g FLOPs\n", name, verdict, bytes, flops);
 }
 
+/* All layers of the kind of layer `first` of this rank, each op once. */
+static void trace_layers(const struct plan *plan, const struct plan_segment *s, int first, FILE *out) {
+    const struct model *m = &plan->request.model;
+    const struct program *p = &plan->compiled[s->compiled].program;
+    fprintf(out, "recompute trace of %s:\n",
+            m->moe.experts == 0            ? "a layer"
+            : model_layer_is_moe(m, first) ? "a layer with experts"
+                                           : "a dense layer");
+    for (int k = 0, op; (op = op_of_layer(p, first - s->first_layer, k)) >= 0; k++) {
+        struct op_trace t = trace_layer_op(plan, first, k);
+        bool alternates = false;
+        for (int i = 0; i < plan->num_segments; i++) {
+            const struct plan_segment *other = &plan->segments[i];
+            for (int layer = other->first_layer; layer < other->first_layer + other->num_layers; layer++)
+                alternates |= model_layers_are_alike(m, first, layer, 1) &&
+                              trace_layer_op(plan, layer, k).reruns != t.reruns;
+        }
+        trace_line(p->ops[op].name,
+                   alternates ? "ALTERNATE"
+                   : t.reruns ? "RECOMPUTE"
+                              : "SAVE",
+                   t.kept_bytes, plan->costs[s->compiled].op_flops[op], out);
+    }
+}
+
 void plan_print_trace(const struct plan *plan, FILE *out) {
+    bool shown[2] = {false, false}; /* dense layers, layers with experts */
     for (int i = 0; i < plan->num_segments; i++) {
         const struct plan_segment *s = &plan->segments[i];
         const struct compiled *c = &plan->compiled[s->compiled];
-        if (s->kind == SEGMENT_LAYERS && s->first_layer > 0) continue; /* one kind of layer: shown once */
-        fprintf(out, "recompute trace of %s:\n",
-                s->kind == SEGMENT_EMBEDDING ? "the embedding"
-                : s->kind == SEGMENT_HEAD    ? "the head"
-                                             : "a layer");
-        const double *flops = plan->costs[s->compiled].op_flops;
-        int ops = s->kind == SEGMENT_LAYERS ? c->program.num_ops / s->num_layers : c->program.num_ops;
-        for (int op = 0; op < ops; op++) {
-            if (s->kind != SEGMENT_LAYERS) {
-                struct op_trace t = trace_op(c, op);
-                trace_line(c->program.ops[op].name, t.reruns ? "RECOMPUTE" : "SAVE", t.kept_bytes, flops[op],
-                           out);
-                continue;
-            }
-            struct op_trace first = trace_layer_op(plan, 0, op);
-            bool alternates = false;
-            for (int layer = 1; layer < (int)plan->request.model.layers; layer++)
-                alternates |= trace_layer_op(plan, layer, op).reruns != first.reruns;
-            trace_line(c->program.ops[op].name,
-                       alternates     ? "ALTERNATE"
-                       : first.reruns ? "RECOMPUTE"
-                                      : "SAVE",
-                       first.kept_bytes, flops[op], out);
+        for (int layer = s->first_layer; layer < s->first_layer + s->num_layers; layer++) {
+            bool *was_shown = &shown[model_layer_is_moe(&plan->request.model, layer)];
+            if (!*was_shown) trace_layers(plan, s, layer, out);
+            *was_shown = true;
+        }
+        if (s->kind == SEGMENT_LAYERS) continue;
+        fprintf(out, "recompute trace of %s:\n", s->kind == SEGMENT_EMBEDDING ? "the embedding" : "the head");
+        for (int op = 0; op < c->program.num_ops; op++) {
+            struct op_trace t = trace_op(c, op);
+            trace_line(c->program.ops[op].name, t.reruns ? "RECOMPUTE" : "SAVE", t.kept_bytes,
+                       plan->costs[s->compiled].op_flops[op], out);
         }
     }
 }

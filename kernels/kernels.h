@@ -26,6 +26,7 @@
 #include "kernels/args/embedding.h"
 #include "kernels/args/loss.h"
 #include "kernels/args/optimizer.h"
+#include "kernels/args/moe.h"
 #include <stdbool.h>
 
 enum kernel_id {

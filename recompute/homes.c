@@ -26,7 +26,7 @@ bool homes_op_is_selected(const struct program *p, int op, recompute_set selecte
 
 static bool is_dropped(const struct program *p, int tensor, recompute_set selected) {
     const struct tensor_info *t = &p->tensors[tensor];
-    if (t->producer < 0 || tensor == p->output) return false;
+    if (t->producer < 0 || tensor == p->output || t->is_pinned) return false;
     for (int s = p->ops[t->producer].scope; s >= 0; s = p->scopes[s].parent) {
         if (!(selected >> p->scopes[s].module & 1)) continue;
         if (recompute_module_info(p->scopes[s].module)->discards_output || read_only_inside(p, tensor, s))
@@ -58,7 +58,8 @@ static bool drop_free_outputs(const struct program *p, recompute_set selected, b
         for (int k = 0; k < o->num_out; k++) rerun |= dropped[o->out[k]] && need[o->out[k]];
         if (!rerun || !homes_op_is_selected(p, i, selected)) continue;
         for (int k = 0; k < o->num_out; k++)
-            if (!dropped[o->out[k]] && o->out[k] != p->output) dropped[o->out[k]] = changed = true;
+            if (!dropped[o->out[k]] && o->out[k] != p->output && !p->tensors[o->out[k]].is_pinned)
+                dropped[o->out[k]] = changed = true;
     }
     return changed;
 }
@@ -76,7 +77,7 @@ size_t homes_choose(struct program *p, recompute_set selected) {
         struct tensor_info *info = &p->tensors[t];
         if (t == p->input || t == p->output) {
             info->home = HOME_GIVEN;
-        } else if (need[t] && !dropped[t]) {
+        } else if (info->is_pinned || (need[t] && !dropped[t])) {
             info->home = HOME_KEEP;
             info->frame_offset = frame;
             frame += align_up(info->bytes);

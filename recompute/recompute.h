@@ -9,6 +9,7 @@
  * producer re-run first, recursively; what no backward reads is never re-run;
  *  - an output whose producer is re-run anyway for the sake of another output is not kept either (fused
  * attention: the log-sum-exp is dropped, so the attention output comes back with it and need not be stored).
+ *  - a pinned tensor is kept in any case, so its producer is never re-run: routing is decided once.
  * Ops know nothing of this, and the arithmetic is the same, so results are equal bit for bit. */
 #include "core/tensor/program.h"
 

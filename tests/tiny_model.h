@@ -54,6 +54,35 @@ static inline struct model tiny_llama(void) {
     return m;
 }
 
+/* One dense layer, then experts: shared experts with a gate, softmax over the chosen, both router losses. */
+static inline struct model tiny_moe(void) {
+    struct model m = tiny_llama();
+    m.moe.experts = 6;
+    m.moe.topk = 2;
+    m.moe.ffn = 40;
+    m.moe.shared_ffn = 24;
+    m.moe.shared_gate = true;
+    m.moe.pattern = "011111111";
+    m.moe.balance_coeff = 0.05f;
+    m.moe.z_coeff = 0.02f;
+    return m;
+}
+
+/* As DeepSeek's: sigmoid scores, groups, scaling, the balance of each sequence, no gate. */
+static inline struct model tiny_moe_sigmoid(void) {
+    struct model m = tiny_moe();
+    m.moe.experts = 8;
+    m.moe.topk = 4;
+    m.moe.group_count = 4;
+    m.moe.group_topk = 2;
+    m.moe.score = ROUTER_SIGMOID;
+    m.moe.scaling = 2.5f;
+    m.moe.balance_by_sequence = true;
+    m.moe.shared_gate = false;
+    m.moe.z_coeff = 0;
+    return m;
+}
+
 /* Multi-latent attention with YaRN, whose three ranges of frequencies (kept, blended, stretched) all occur.
  */
 static inline struct model tiny_mla(void) {
@@ -104,7 +133,7 @@ static inline double tiny_step(struct tiny *t, int64_t iteration) {
     size_t n = (size_t)(m->seq * m->micro_batch);
     int32_t *tokens = mem_new_array(int32_t, 3 * n, "tiny"), *labels = tokens + n, *positions = labels + n;
     float *mask = mem_new_array(float, n, "tiny");
-    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true};
+    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f};
     executor_begin_step(&t->executor, iteration);
     const struct schedule_list *list = plan_actions(&t->plan, t->plan.request.micro_batches);
     for (int i = 0; i < list->count; i++) {
@@ -115,6 +144,14 @@ static inline double tiny_step(struct tiny *t, int64_t iteration) {
     mem_free(tokens);
     mem_free(mask);
     return t->executor.loss_sum;
+}
+
+/* What the gradients of tiny_step are the gradients of. */
+static inline double tiny_objective(const struct tiny *t, double loss_sum) {
+    const struct model *m = &t->plan.request.model;
+    const struct router_losses *l = &t->executor.router_losses;
+    return 0.01 * loss_sum +
+           0.5 * ((double)m->moe.balance_coeff * l->balance + (double)m->moe.z_coeff * l->z);
 }
 
 /* All gradients, one after the other. Owned by the caller. */

@@ -128,6 +128,7 @@ struct config {
     int sharding;               /* SHARDING_* over the data-parallel (times context) ranks */
     int cp_comm;                /* CP_COMM_* */
     int64_t rotary_dim;         /* rotated dims of a head; 0 without rotary positions */
+    const char *moe_layer_pattern; /* a '0' or '1' for each layer: 1 has experts; NULL without experts */
     double output_init_std;     /* of attention and MLP output weights: init_method_std / sqrt(2 * layers) */
     double split_weights[3];    /* train, validation, test; sum 1 */
     int64_t batch_stage_count;  /* at least 1 */

@@ -23,6 +23,8 @@ int rules_parallel_model(struct config *cfg, struct err *err);
 int rules_pipeline(struct config *cfg, struct err *err);
 /* Micro-batches of every batch size against the schedule. After rules_schedule. */
 int rules_micro_batches(struct config *cfg, struct err *err);
+/* Experts, their router, which layers have them. After the rules of the model. */
+int rules_moe(struct config *cfg, struct err *err);
 /* Granularity, method, counts, modules. */
 /* Multi-latent attention. After the rules of heads and positions. */
 int rules_mla(struct config *cfg, struct err *err);

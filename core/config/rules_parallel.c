@@ -26,10 +26,10 @@ static int rules_sizes(struct config *cfg, struct err *err) {
     long long tensor = cfg->tensor_model_parallel_size, pipeline = cfg->pipeline_model_parallel_size;
     long long context = cfg->context_parallel_size, model = tensor * pipeline * context;
     REQUIRE(cfg->expert_model_parallel_size == 1,
-            "--expert-model-parallel-size %lld: mixtures of experts are not built yet; drop it",
+            "--expert-model-parallel-size %lld: experts split over ranks are not built yet; drop it",
             (long long)cfg->expert_model_parallel_size);
     REQUIRE(!config_is_set(cfg, expert_tensor_parallel_size) || cfg->expert_tensor_parallel_size == 1,
-            "--expert-tensor-parallel-size %lld: mixtures of experts are not built yet; drop it",
+            "--expert-tensor-parallel-size %lld: experts split over ranks are not built yet; drop it",
             (long long)cfg->expert_tensor_parallel_size);
     REQUIRE(cfg->world_size % model == 0,
             "%lld rank%s not a multiple of --tensor-model-parallel-size %lld * "

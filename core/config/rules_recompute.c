@@ -11,8 +11,7 @@ static void list_modules(struct str *out, const struct config_module *modules, i
 }
 
 static int check_module(const char *name, const struct config_module *modules, int count, struct err *err) {
-    static const char *const elsewhere[] = {
-        "moe", "moe_act", "shared_experts", "gdn_norm_out", "gdp_in_proj", "gdp_qkv", "mhc"};
+    static const char *const elsewhere[] = {"gdn_norm_out", "gdp_in_proj", "gdp_qkv", "mhc"};
     const char *nearest = NULL;
     int best = 4;
     for (int i = 0; i < count; i++) {

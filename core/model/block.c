@@ -21,20 +21,33 @@ int build_gather(struct program *p, const struct model *m, int x) {
     return y;
 }
 
-static int build_layer(struct program *p, const struct model *m, int x) {
+static int build_layer(struct program *p, const struct model *m, int x, int64_t layer) {
     int n1 = build_norm(p, m, x, "input_layernorm", "decoder.layers.%d.input_layernorm");
     int attention =
         model_has_latents(m) ? build_mla(p, m, n1) : build_attention(p, m, build_gather(p, m, n1));
     int x1 = op_add_residual(p, m, x, attention, "residual_attention");
     int n2 = build_norm(p, m, x1, "pre_mlp_layernorm", "decoder.layers.%d.pre_mlp_layernorm");
-    return op_add_residual(p, m, x1, build_mlp(p, m, build_gather(p, m, n2)), "residual_mlp");
+    int y = model_layer_is_moe(m, layer) ? build_moe(p, m, n2) : build_mlp(p, m, build_gather(p, m, n2));
+    return op_add_residual(p, m, x1, y, "residual_mlp");
 }
 
-void build_layers(struct program *p, const struct model *m, int count) {
+bool model_layers_are_alike(const struct model *m, int first, int other, int count) {
+    for (int i = 0; i < count; i++)
+        if (model_layer_is_moe(m, first + i) != model_layer_is_moe(m, other + i)) return false;
+    return true;
+}
+
+int64_t model_num_moe_layers(const struct model *m) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < m->layers; i++) count += model_layer_is_moe(m, i);
+    return count;
+}
+
+void build_layers(struct program *p, const struct model *m, int first, int count) {
     int x = input_of(p, m);
     int outer = program_begin(p, MODULE_layer);
     for (int i = 0; i < count; i++) {
-        x = build_layer(p, m, x);
+        x = build_layer(p, m, x, first + i);
         program_next_layer(p);
     }
     program_end(p, outer);
@@ -65,7 +78,15 @@ void build_head(struct program *p, const struct model *m) {
 }
 
 bool model_has_module(const struct model *m, int module, const char **why_p) {
-    if (module != MODULE_mla_up_proj || model_has_latents(m)) return true;
+    bool any_moe = m->moe.experts > 0 && (!m->layers || model_num_moe_layers(m) > 0);
+    bool any_dense = !any_moe || !m->layers || model_num_moe_layers(m) < m->layers;
     *why_p = "it is a part of multi-latent attention; add --multi-latent-attention or drop it";
-    return false;
+    if (module == MODULE_mla_up_proj) return model_has_latents(m);
+    *why_p = "this model has no experts: add --num-experts or drop it";
+    if (module == MODULE_moe || module == MODULE_moe_act) return any_moe;
+    if (module == MODULE_shared_experts && any_moe)
+        *why_p = "this model has no shared experts: add --moe-shared-expert-intermediate-size or drop it";
+    if (module == MODULE_shared_experts) return any_moe && m->moe.shared_ffn > 0;
+    *why_p = "every layer of this model has experts: use moe or moe_act";
+    return (module != MODULE_mlp && module != MODULE_mlp_act) || any_dense;
 }

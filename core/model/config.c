@@ -16,6 +16,30 @@ static enum dtype dtype_of(int params_dtype) {
  * weight gradient too often. */
 enum { LOSS_CHUNK_TOKENS = 512 };
 
+static void experts_from_config(const struct config *cfg, struct model *m) {
+    m->moe.experts = cfg->num_experts;
+    m->moe.topk = cfg->moe_router_topk;
+    m->moe.ffn = cfg->moe_ffn_hidden_size;
+    m->moe.pattern = cfg->moe_layer_pattern;
+    m->moe.score =
+        cfg->moe_router_score_function == MOE_ROUTER_SCORE_FUNCTION_SIGMOID ? ROUTER_SIGMOID : ROUTER_SOFTMAX;
+    m->moe.pre_softmax = cfg->moe_router_pre_softmax;
+    m->moe.shared_gate = cfg->moe_shared_expert_gate;
+    m->moe.balance_by_sequence =
+        cfg->moe_router_load_balancing_type == MOE_ROUTER_LOAD_BALANCING_TYPE_SEQ_AUX_LOSS;
+    if (cfg->moe_router_load_balancing_type != MOE_ROUTER_LOAD_BALANCING_TYPE_NONE)
+        m->moe.balance_coeff = (float)cfg->moe_aux_loss_coeff;
+    if (config_is_set(cfg, moe_z_loss_coeff)) m->moe.z_coeff = (float)cfg->moe_z_loss_coeff;
+    if (config_is_set(cfg, moe_shared_expert_intermediate_size))
+        m->moe.shared_ffn = cfg->moe_shared_expert_intermediate_size;
+    if (config_is_set(cfg, moe_router_topk_scaling_factor))
+        m->moe.scaling = (float)cfg->moe_router_topk_scaling_factor;
+    if (config_is_set(cfg, moe_router_num_groups)) {
+        m->moe.group_count = cfg->moe_router_num_groups;
+        m->moe.group_topk = cfg->moe_router_group_topk;
+    }
+}
+
 void model_from_config(const struct config *cfg, int64_t padded_vocab, struct model *out) {
     bool latents = cfg->multi_latent_attention, yarn = latents && cfg->rope_type == ROPE_TYPE_YARN;
     bool fused_loss =
@@ -66,4 +90,5 @@ void model_from_config(const struct config *cfg, int64_t padded_vocab, struct mo
         .fused_loss = fused_loss,
         .loss_chunk = LOSS_CHUNK_TOKENS,
     };
+    if (cfg->moe_layer_pattern) experts_from_config(cfg, out);
 }

@@ -15,7 +15,7 @@ int build_mlp(struct program *p, const struct model *m, int x) {
                                                 .out_features = (gated ? 2 : 1) * model_ffn(m),
                                                 .init_std = m->init_std});
     int act = program_begin(p, MODULE_mlp_act);
-    int a = op_add_activation(p, m, u);
+    int a = op_add_activation(p, m, u, model_ffn(m));
     program_end(p, act);
     int y = op_add_linear(p, m, a,
                           &(struct linear_spec){.name = "linear_fc2",

@@ -5,6 +5,7 @@
 #include "core/tensor/dtype.h"
 #include "core/tensor/program.h"
 #include "kernels/args/attention.h"
+#include "kernels/args/moe.h"
 #include "kernels/args/pointwise.h"
 #include "recompute/recompute.h"
 #include <stdbool.h>
@@ -41,6 +42,16 @@ struct model {
     int64_t loss_chunk; /* tokens per chunk */
     int64_t
         vocab_used; /* rows of the vocabulary that exist; the rest is padding, which no loss sees; 0: all */
+    /* mixture of experts; 0 experts: every layer is dense */
+    struct {
+        int64_t experts, topk, ffn, shared_ffn; /* shared_ffn 0: no shared experts */
+        const char *pattern; /* per layer '1' (experts) or '0' (dense); NULL: all have experts */
+        int64_t group_count, group_topk;
+        enum router_score score;
+        bool pre_softmax, shared_gate;
+        bool balance_by_sequence; /* the balancing loss counts sequence by sequence */
+        float scaling, balance_coeff, z_coeff;
+    } moe;
     /* this rank's place; sizes 0 and 1 both mean no parallelism of that kind */
     int tp, tp_rank, cp, cp_rank;
     bool sequence_parallel; /* hidden states between the linear layers are split over the tensor-parallel
@@ -76,6 +87,10 @@ static inline int64_t model_ffn(const struct model *m) {
 static inline int64_t model_vocab(const struct model *m) {
     return m->vocab / model_tp(m);
 }
+static inline bool model_layer_is_moe(const struct model *m, int64_t layer) {
+    return m->moe.experts > 0 && (!m->moe.pattern || m->moe.pattern[layer] == '1');
+}
+int64_t model_num_moe_layers(const struct model *m);
 /* Tokens per sequence on this context-parallel rank: rows of what the linear layers and attention see. */
 static inline int64_t model_seq(const struct model *m) {
     return m->seq / model_cp(m);
@@ -113,17 +128,20 @@ bool model_has_module(const struct model *m, int module, const char **why_p);
 
 /* ---- segments: each builds into an initialised program and sets its input and output ---- */
 void build_embedding(struct program *p, const struct model *m);
-/* `count` consecutive layers. */
-void build_layers(struct program *p, const struct model *m, int count);
+/* `count` consecutive layers, from layer `first` of the model on: which kind a layer is depends on its
+ * number. Two segments with model_layers_are_alike have the same program. */
+void build_layers(struct program *p, const struct model *m, int first, int count);
+bool model_layers_are_alike(const struct model *m, int first, int other, int count);
 void build_head(struct program *p, const struct model *m);
 
-/* ---- parts of a layer (each a file: attention.c, mla.c, mlp.c) ---- */
+/* ---- parts of a layer (each a file: attention.c, mla.c, mlp.c, moe.c) ---- */
 int build_attention(struct program *p, const struct model *m, int x);
 /* Core attention, recomputable, on head-major q, k and v. */
 int build_core_attention(struct program *p, const struct model *m, const int qkv[3]);
 /* Multi-latent attention; x is [model_rows, b, h], not gathered. */
 int build_mla(struct program *p, const struct model *m, int x);
 int build_mlp(struct program *p, const struct model *m, int x);
+int build_moe(struct program *p, const struct model *m, int x);
 /* What a column-split layer reads of x [model_rows, b, ..]: x gathered over the sequence, or x itself. */
 int build_gather(struct program *p, const struct model *m, int x);
 

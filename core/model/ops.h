@@ -22,6 +22,7 @@ int op_add_norm(struct program *p, const struct model *m, int x, const char *nam
 enum linear_split { LINEAR_WHOLE, LINEAR_COLUMN, LINEAR_ROW };
 struct linear_spec {
     const char *name, *prefix; /* parameters `prefix`.weight and, with `bias`, `prefix`.bias */
+    const char *weight;        /* the weight's name where it is not `prefix`.weight, or NULL */
     bool per_layer, bias;
     enum linear_split split;
     struct param_shard shard; /* of the weight; the bias follows its rows */
@@ -54,7 +55,8 @@ int op_add_attention(struct program *p, const struct model *m, const int qkv[3])
 int op_add_attention_context(struct program *p, const struct model *m, const int qkv[3]);
 /* The unfused chain: scores, softmax, dropout, context. */
 int op_add_attention_unfused(struct program *p, const struct model *m, const int qkv[3]);
-int op_add_activation(struct program *p, const struct model *m, int x);
+/* [.., .., width] from x, which is twice as wide for gated kinds. */
+int op_add_activation(struct program *p, const struct model *m, int x, int64_t width);
 int op_add_dropout(struct program *p, const struct model *m, int x, const char *name);
 /* y = residual + dropout(x) */
 int op_add_residual(struct program *p, const struct model *m, int residual, int x, const char *name);
@@ -63,3 +65,24 @@ void op_add_cross_entropy(struct program *p, const struct model *m, int logits);
 /* Output projection and cross entropy in chunks of tokens: logits are never whole, and the gradients of the
  * hidden states and of the weight (tied: the embedding's) are made in the same pass. */
 void op_add_linear_cross_entropy(struct program *p, const struct model *m, int hidden);
+
+/* ---- mixture of experts; t tokens, k experts of each, rows in the order of experts ---- */
+struct routing {
+    int probs;    /* [t, k] fp32, has a gradient */
+    int dispatch; /* int32: offsets of the experts, row of each slot, slot of each row */
+};
+/* Logits [t, E] in fp32; parameter mlp.router.weight. */
+int op_add_router(struct program *p, const struct model *m, int x);
+/* Choices, probabilities and the order of rows; the losses that balance the load enter the gradient here. */
+struct routing op_add_route(struct program *p, const struct model *m, int logits);
+/* x [s, b, h] -> rows [t k, h], and the sum of each token's rows. */
+int op_add_permute(struct program *p, const struct model *m, int x, struct routing r);
+int op_add_unpermute(struct program *p, const struct model *m, int y, struct routing r);
+/* Rows [t k, in] -> [t k, out] with each expert's own weight; one parameter [E out, in]. */
+int op_add_grouped_linear(struct program *p, const struct model *m, int x, struct routing r,
+                          const struct linear_spec *spec);
+/* activation(x) times the row's probability. */
+int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r);
+/* x * sigmoid(g), g [s, b, 1] */
+int op_add_gate(struct program *p, const struct model *m, int x, int g);
+int op_add_sum(struct program *p, const struct model *m, int a, int b, const char *name);

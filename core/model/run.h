@@ -26,6 +26,11 @@ struct batch_view {
     const float *loss_mask;            /* [s, b] */
 };
 
+/* Losses of routers, before their coefficients: sums over layers and micro-batches, of the first forward. */
+struct router_losses {
+    double balance, z;
+};
+
 struct run {
     const struct program *program;
     const struct code *code;
@@ -41,8 +46,10 @@ struct run {
     int first_layer;                      /* global index of the segment's first layer */
     bool training;                        /* false in evaluation: no dropout, no gradients */
     float loss_grad_scale;                /* d total / d (masked loss sum of this micro-batch) */
+    float aux_grad_scale;                 /* d total / d (mean of a router's losses over this micro-batch) */
     char *high_water; /* end of the highest tensor that an op was handed: the measured peak */
     double *loss_sum; /* += masked sum of token losses; written in the first forward only */
+    struct router_losses *router_losses; /* written in the first forward of training only */
     struct run_comms comms;
     struct comm_request **requests; /* two per op of the program: of its forward and of its backward */
     char *hold;                     /* split schedules: where the weight list finds what HOLD copied */

@@ -35,6 +35,7 @@ struct tensor_info {
     size_t bytes;          /* exact, before alignment */
     int producer;          /* op index, -1 for the segment's input */
     bool has_grad;         /* false for statistics and losses */
+    bool is_pinned;        /* always kept and never made again: what a router decided */
     enum tensor_home home; /* set by recompute_plan */
     size_t frame_offset;   /* valid when home is HOME_KEEP */
 };
@@ -68,6 +69,7 @@ struct param_info {
     int layer; /* layer of the segment that it belongs to, from 0 */
     int num_dims;
     int64_t dims[2]; /* of this rank's part */
+    int groups;      /* matrices of equal size, one after the other (experts), each packed by itself; 0: one */
     struct param_shard shard;
     bool sum_over_tensor; /* each tensor-parallel rank makes a part of the gradient (sequence parallel) */
     enum param_init init;

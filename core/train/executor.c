@@ -94,6 +94,7 @@ void executor_begin_step(struct executor *e, int64_t iteration) {
     memset(e->phase_seconds, 0, sizeof(e->phase_seconds));
     e->iteration = (uint32_t)iteration;
     e->loss_sum = 0;
+    e->router_losses = (struct router_losses){0};
     e->bad.found = false;
 }
 
@@ -174,7 +175,7 @@ static void check_instr(struct executor *e, struct run *r) {
         int tensor = backward ? o->in[k] : o->out[k];
         if (backward && !(o->grad_in >> k & 1)) continue;
         const struct tensor_info *t = run_info(r, tensor);
-        if (!backward && is_partly_undefined(t->name)) continue;
+        if (!backward && (is_partly_undefined(t->name) || !dtype_is_float(t->dtype))) continue;
         if (!is_bad(e, backward ? run_grad(r, tensor) : run_tensor(r, tensor), t)) continue;
         bool in_layer = r->program->input >= 0 && r->program->output >= 0;
         e->bad = (struct bad_tensor){true,
@@ -286,6 +287,8 @@ static struct run make_run(struct executor *e, const struct action *a, int segme
         .training = state->training,
         .loss_grad_scale = state->loss_grad_scale,
         .loss_sum = &e->loss_sum,
+        .aux_grad_scale = state->aux_grad_scale,
+        .router_losses = &e->router_losses,
         .comms = {e->comms.tensor, e->comms.context},
         .requests = e->requests,
         .hold = executor_at(e, slot + s->hold_offset),
@@ -322,7 +325,9 @@ static void compute(struct executor *e, const struct action *a, const struct mic
     const struct plan_chunk *chunk = &plan->chunks[a->chunk];
     int slot = frames_slot(plan, a), n = chunk->num_segments;
     bool forward = a->kind == ACTION_FORWARD;
-    if (forward) e->slots[slot] = (struct slot_state){micro->loss_grad_scale, micro->index, micro->training};
+    if (forward)
+        e->slots[slot] =
+            (struct slot_state){micro->loss_grad_scale, micro->aux_grad_scale, micro->index, micro->training};
     struct batch_view batch = stage_batch(e, slot, forward ? micro : NULL);
     if (forward && a->receive_buffer >= 0) {
         comm_wait(e->receives[a->receive_buffer]);

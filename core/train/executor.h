@@ -35,6 +35,7 @@ struct micro_batch {
     float loss_grad_scale;
     int index; /* in the global batch, for random numbers */
     bool training;
+    float aux_grad_scale; /* of the routers' losses */
 };
 
 /* The groups of this rank (parallel/mesh.h). NULL members: one rank. */
@@ -43,7 +44,7 @@ struct executor_comms {
 };
 
 struct slot_state { /* what forward leaves for backward of the same micro-batch */
-    float loss_grad_scale;
+    float loss_grad_scale, aux_grad_scale;
     int index;
     bool training;
 };
@@ -62,6 +63,7 @@ struct executor {
     bool *grad_written;                                                     /* per plan parameter */
     const struct param_view ***segment_views; /* per segment: per program parameter */
     uint32_t seed, iteration;
+    struct router_losses router_losses; /* since executor_begin_step */
     double loss_sum; /* masked token losses since executor_begin_step */
     double phase_seconds[PHASE_COUNT];
     size_t high_water;   /* end of the highest arena byte in use so far: the measured peak */

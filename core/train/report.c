@@ -112,6 +112,17 @@ static void print_stragglers(const struct trainer *t, FILE *out) {
 
 /* ---- the iteration line ---- */
 
+/* Before their coefficients, as Megatron-LM logs them. */
+static void add_router_losses(const struct trainer *t, struct metrics_record *record) {
+    const struct model *m = &t->setup.plan.request.model;
+    const struct router_losses *l = &t->executor.router_losses;
+    if (!m->moe.experts) return;
+    if (m->moe.balance_coeff != 0)
+        record->extra[record->num_extra++] = (struct metrics_value){
+            m->moe.balance_by_sequence ? "seq_load_balancing_loss" : "load_balancing_loss", l->balance};
+    if (m->moe.z_coeff != 0) record->extra[record->num_extra++] = (struct metrics_value){"z_loss", l->z};
+}
+
 bool report_iteration(struct trainer *t, const struct step_result *r, int64_t batch_size, double seconds) {
     const struct plan *plan = &t->setup.plan;
     double share = (double)r->micro_batches / plan->request.micro_batches;
@@ -144,6 +155,7 @@ bool report_iteration(struct trainer *t, const struct step_result *r, int64_t ba
             t->rank_reports[largest_rank(t, WORD_WAIT_SECONDS) * RANK_REPORT_WORDS + WORD_WAIT_SECONDS],
         .has_params_hash = t->cfg->log_params_hash,
         .params_hash = params_hash};
+    add_router_losses(t, &record);
     bool printed = metrics_iteration(t->metrics, &record);
     bool first_reports =
         t->state.iteration <= t->start_iteration + 1 ||

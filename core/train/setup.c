@@ -175,6 +175,16 @@ static int check_schedule(const struct config *cfg, const struct plan_request *r
     return 0;
 }
 
+static int check_modules(const struct plan_request *r, struct err *err) {
+    for (int i = 0; i < MODULE_COUNT; i++) {
+        const char *why;
+        if (r->recompute.granularity == RECOMPUTE_SELECTIVE && r->recompute.modules >> i & 1 &&
+            !model_has_module(&r->model, i, &why))
+            return err_set(err, "--recompute-modules %s: %s", recompute_module_info(i)->name, why);
+    }
+    return 0;
+}
+
 void setup_print_schedule(const struct setup *s, FILE *out) {
     const struct plan_request *r = &s->plan.request;
     const struct plan_layout *l = &r->layout;
@@ -205,7 +215,7 @@ int setup_open(struct setup *s, const struct config *cfg, int rank, int threads,
     request.recompute = policy_from_config(cfg);
     request.layout = layout_from_config(s, cfg, &mesh);
     count_micro_batches(s, cfg, &request);
-    if (check_schedule(cfg, &request, err)) return -1;
+    if (check_modules(&request, err) || check_schedule(cfg, &request, err)) return -1;
     plan_build(&request, &s->plan);
     return 0;
 }

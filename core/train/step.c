@@ -19,6 +19,14 @@ static float loss_grad_scale(const struct trainer *t, double tokens, int micro_b
     return (float)(scale / (fmax(tokens, 1) * micro_batches * (double)t->cfg->data_parallel_size));
 }
 
+/* The routers' losses are means over a micro-batch, and the step's are means over micro-batches. */
+static float aux_grad_scale(const struct trainer *t, int micro_batches) {
+    double scale = t->state.loss_scale.scale;
+    if (t->cfg->calculate_per_token_loss)
+        return (float)(scale * (double)(t->cfg->micro_batch_size * t->cfg->seq_length));
+    return (float)(scale / (micro_batches * (double)t->cfg->data_parallel_size));
+}
+
 static int data_rank(const struct trainer *t) {
     return t->ranks ? t->ranks->mesh.dp : 0;
 }
@@ -37,6 +45,7 @@ static int next_micro_batch(struct trainer *t, struct loader *loader, const stru
     *out = (struct micro_batch){.index = a->micro_batch * (int)t->cfg->data_parallel_size + data_rank(t),
                                 .loss_grad_scale = 1,
                                 .training = training};
+    if (training) out->aux_grad_scale = aux_grad_scale(t, micro_batches);
     if (!chunk->embedding && !chunk->head) return 0;
     struct batch batch;
     timers_start(t->timers, t->timer_data);
@@ -90,6 +99,18 @@ static void sum_losses(const struct trainer *t, double *loss_sum_p, double *toke
     *tokens_p = sums[1];
 }
 
+/* Of all layers and micro-batches on all ranks: means per layer and micro-batch. */
+static void sum_router_losses(struct trainer *t, int micro_batches) {
+    struct router_losses *l = &t->executor.router_losses;
+    double sums[2] = {l->balance, l->z};
+    double layers = (double)model_num_moe_layers(&t->setup.plan.request.model);
+    double count = layers * micro_batches * (double)t->cfg->data_parallel_size;
+    if (layers == 0) return;
+    if (t->ranks) comm_all_reduce(t->ranks->comms.world, sums, 2, COMM_F64, COMM_SUM);
+    l->balance = sums[0] / count;
+    l->z = sums[1] / count;
+}
+
 /* Forward and backward of all micro-batches, and the reduction of the gradients. */
 static int run_micro_batches(struct trainer *t, int micro_batches, double *tokens_p, struct err *err) {
     *tokens_p = 0;
@@ -98,6 +119,7 @@ static int run_micro_batches(struct trainer *t, int micro_batches, double *token
         return -1;
     sync_finish_grads(&t->executor);
     sum_losses(t, &t->executor.loss_sum, tokens_p);
+    sum_router_losses(t, micro_batches);
     return 0;
 }
 

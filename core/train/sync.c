@@ -70,13 +70,22 @@ static bool is_sharded(const struct plan_bucket *b) {
 /* The forms that matrix products read, from a row-major matrix. */
 static void pack(struct executor *e, const struct plan_param *p, const void *src, enum dtype src_dtype,
                  const struct param_view *view) {
+    const struct kernels *k = e->plan->request.kernels;
     enum dtype dtype = e->plan->request.model.dtype;
-    if (view->packed_forward)
-        KERNEL_CALL(gemm_pack, &e->stream, .dst = (void *)(uintptr_t)view->packed_forward, .src = src,
-                    .k = p->dims[1], .n = p->dims[0], .trans = true, .dtype = dtype, .src_dtype = src_dtype);
-    if (view->packed_backward)
-        KERNEL_CALL(gemm_pack, &e->stream, .dst = (void *)(uintptr_t)view->packed_backward, .src = src,
-                    .k = p->dims[0], .n = p->dims[1], .dtype = dtype, .src_dtype = src_dtype);
+    int64_t rows = p->dims[0] / p->groups, cols = p->dims[1];
+    for (int g = 0; g < p->groups; g++) {
+        const char *from = (const char *)src + (size_t)(g * rows * cols) * dtype_bytes(src_dtype);
+        if (view->packed_forward)
+            KERNEL_CALL(gemm_pack, &e->stream, .src = from, .k = cols, .n = rows, .trans = true,
+                        .dst = (char *)(uintptr_t)view->packed_forward +
+                               (size_t)g * k->gemm_packed_bytes(dtype, cols, rows),
+                        .dtype = dtype, .src_dtype = src_dtype);
+        if (view->packed_backward)
+            KERNEL_CALL(gemm_pack, &e->stream, .src = from, .k = rows, .n = cols,
+                        .dst = (char *)(uintptr_t)view->packed_backward +
+                               (size_t)g * k->gemm_packed_bytes(dtype, rows, cols),
+                        .dtype = dtype, .src_dtype = src_dtype);
+    }
 }
 
 /* All forms of one parameter. */

@@ -61,6 +61,14 @@ static const char *cheapest_that_fits(const struct plan *plan, size_t limit, siz
           .modules =
               RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp)},
          "--recompute-granularity selective --recompute-modules core_attn layernorm mlp"},
+        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_moe_act)},
+         "--recompute-granularity selective --recompute-modules moe_act"},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_moe_act) | RECOMPUTE_BIT(MODULE_layernorm)},
+         "--recompute-granularity selective --recompute-modules moe_act layernorm"},
+        {{.granularity = RECOMPUTE_SELECTIVE,
+          .modules = RECOMPUTE_BIT(MODULE_moe) | RECOMPUTE_BIT(MODULE_layernorm)},
+         "--recompute-granularity selective --recompute-modules moe layernorm"},
         {{.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1},
          "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"},
     };
@@ -167,13 +175,17 @@ static struct flops_shape flops_shape_of(const struct model *m) {
                                 .num_attention_heads = m->heads,
                                 .num_query_groups = m->groups,
                                 .kv_channels = m->head_dim,
+                                .gated_linear_unit = activation_is_gated(m->activation),
+                                .num_moe_layers = model_num_moe_layers(m),
+                                .moe_ffn_hidden_size = m->moe.ffn,
+                                .moe_router_topk = m->moe.topk,
+                                .moe_shared_expert_size = m->moe.shared_ffn,
                                 .multi_latent_attention = model_has_latents(m),
                                 .q_lora_rank = m->q_rank,
                                 .kv_lora_rank = m->kv_rank,
                                 .qk_head_dim = m->plain_dim,
                                 .qk_pos_emb_head_dim = model_has_latents(m) ? m->rotary_dim : 0,
-                                .v_head_dim = m->value_dim,
-                                .gated_linear_unit = activation_is_gated(m->activation)};
+                                .v_head_dim = m->value_dim};
 }
 
 /* For the utilisation figures; 0 when nobody asks for them. */

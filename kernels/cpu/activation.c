@@ -130,3 +130,83 @@ void CPU(activation_backward)(const struct stream *stream, const struct activati
     if (!activation_is_gated(a.kind)) a.rows *= a.cols, a.cols = 1;
     threads_for(stream->threads, a.rows, simd_rows_per_chunk(CHUNK, a.cols), backward_body, &a);
 }
+
+/* ---- with a factor for each row ---- */
+
+SIMD_INLINE void scaled_forward_row(void *y, const void *x, int64_t y0, int64_t x0, int64_t n, float scale,
+                                    enum activation kind, enum dtype t) {
+    bool gated = activation_is_gated(kind);
+    SIMD_LOOP for (int64_t j = 0; j < n; j++) {
+        float value = activate(kind, simd_load(x, t, x0 + j)).value;
+        if (gated) value *= simd_load(x, t, x0 + n + j);
+        simd_store(y, t, y0 + j, value * scale);
+    }
+}
+
+/* Elements [j0, j0 + n) of a row; adds activation * dy to lanes. */
+SIMD_INLINE void scaled_backward_run(float *lanes, void *dx, const void *dy, const void *x, int64_t y0,
+                                     int64_t x0, int64_t cols, int64_t n, float scale, enum activation kind,
+                                     enum dtype t) {
+    bool gated = activation_is_gated(kind);
+    SIMD_LOOP for (int64_t j = 0; j < n; j++) {
+        struct value_slope f = activate(kind, simd_load(x, t, x0 + j));
+        float d = simd_load(dy, t, y0 + j), up = gated ? simd_load(x, t, x0 + cols + j) : 1.0f;
+        lanes[j] += d * f.value * up;
+        simd_store(dx, t, x0 + j, scale * d * up * f.slope);
+        if (gated) simd_store(dx, t, x0 + cols + j, scale * d * f.value);
+    }
+}
+
+SIMD_INLINE void scaled_backward_row(float *sum_p, void *dx, const void *dy, const void *x, int64_t y0,
+                                     int64_t x0, int64_t cols, float scale, enum activation kind,
+                                     enum dtype t) {
+    float lanes[SIMD_LANES] = {0};
+    int64_t j = 0;
+    for (; j + SIMD_LANES <= cols; j += SIMD_LANES)
+        scaled_backward_run(lanes, dx, dy, x, y0 + j, x0 + j, cols, SIMD_LANES, scale, kind, t);
+    scaled_backward_run(lanes, dx, dy, x, y0 + j, x0 + j, cols, cols - j, scale, kind, t);
+    *sum_p = simd_sum(lanes);
+}
+
+SIMD_INLINE void scaled_forward_rows(const struct scaled_activation_forward_args *a, int64_t begin,
+                                     int64_t end, enum dtype t) {
+    int64_t in = activation_is_gated(a->kind) ? 2 * a->cols : a->cols;
+    for (int64_t i = begin; i < end; i++) {
+        float scale = a->index[i] < 0 ? 0.0f : a->scales[a->index[i]];
+        BY_KIND(a->kind, scaled_forward_row, a->y, a->x, i * a->cols, i * in, a->cols, scale)
+    }
+}
+
+static void scaled_forward_body(void *context, int64_t begin, int64_t end, int thread) {
+    const struct scaled_activation_forward_args *a = context;
+    (void)thread;
+    SIMD_BY_DTYPE(a->dtype, scaled_forward_rows, a, begin, end)
+}
+
+void CPU(scaled_activation_forward)(const struct stream *stream,
+                                    const struct scaled_activation_forward_args *args) {
+    threads_for(stream->threads, args->rows, simd_rows_per_chunk(CHUNK, args->cols), scaled_forward_body,
+                (void *)(uintptr_t)args);
+}
+
+SIMD_INLINE void scaled_backward_rows(const struct scaled_activation_backward_args *a, int64_t begin,
+                                      int64_t end, enum dtype t) {
+    int64_t in = activation_is_gated(a->kind) ? 2 * a->cols : a->cols;
+    for (int64_t i = begin; i < end; i++) {
+        float scale = a->index[i] < 0 ? 0.0f : a->scales[a->index[i]], sum;
+        BY_KIND(a->kind, scaled_backward_row, &sum, a->dx, a->dy, a->x, i * a->cols, i * in, a->cols, scale)
+        if (a->index[i] >= 0) a->dscales[a->index[i]] = sum;
+    }
+}
+
+static void scaled_backward_body(void *context, int64_t begin, int64_t end, int thread) {
+    const struct scaled_activation_backward_args *a = context;
+    (void)thread;
+    SIMD_BY_DTYPE(a->dtype, scaled_backward_rows, a, begin, end)
+}
+
+void CPU(scaled_activation_backward)(const struct stream *stream,
+                                     const struct scaled_activation_backward_args *args) {
+    threads_for(stream->threads, args->rows, simd_rows_per_chunk(CHUNK, args->cols), scaled_backward_body,
+                (void *)(uintptr_t)args);
+}

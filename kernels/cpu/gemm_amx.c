@@ -379,9 +379,7 @@ static int64_t part_units(int64_t size, int64_t unit, int64_t parts) {
     return gemm_blocks(gemm_blocks(size, unit), parts);
 }
 
-static void run_areas(void *context, int64_t begin, int64_t end, int thread) {
-    const struct tile_job *job = context;
-    unsigned char *space = job->thread_space + (size_t)thread * job->thread_bytes;
+static void run_in(const struct tile_job *job, unsigned char *space, int64_t begin, int64_t end) {
     struct area area = {.job = job};
     for (int i = 0; i < 2; i++, space += LANDING_BYTES) area.landing[i] = (float *)(void *)space;
     area.a = (uint16_t *)(void *)space;
@@ -396,6 +394,11 @@ static void run_areas(void *context, int64_t begin, int64_t end, int thread) {
         for (int64_t chunk = 0; chunk < job->chunks; chunk++) area_chunk(&area, chunk);
     }
     _tile_release();
+}
+
+static void run_areas(void *context, int64_t begin, int64_t end, int thread) {
+    const struct tile_job *job = context;
+    run_in(job, job->thread_space + (size_t)thread * job->thread_bytes, begin, end);
 }
 
 /* ---- the whole product ---- */
@@ -426,14 +429,14 @@ static void plan_areas(struct tile_job *job, int64_t n, int64_t threads) {
 
 /* Everything but the pointers. The chunks fix the order of the sums and depend on k alone; the areas depend
  * on the shape and the number of threads. */
-static struct tile_job plan(const struct stream *stream, const struct gemm_args *args) {
+static struct tile_job plan(const struct gemm_args *args, int64_t threads) {
     struct tile_job job = {.v = gemm_view(args)};
     job.lda = args->trans_a ? job.v.a_col : job.v.a_row;
     job.steps = tile_steps(args->k);
     job.chunk_steps = gemm_blocks(job.steps, gemm_blocks(job.steps, CHUNK_STEPS));
     job.chunks = gemm_blocks(job.steps, job.chunk_steps);
     int64_t n = columns_per_pack(args, job.steps);
-    plan_areas(&job, n, threads_count(stream->threads));
+    plan_areas(&job, n, threads);
     int64_t panels_m = part_units(args->m, PANEL_M, job.parts_m),
             panels_n = part_units(n, PANEL_N, job.parts_n);
     job.a_bytes = (size_t)(panels_m * 2 * TILE_ELEMENTS * job.chunk_steps) * sizeof(uint16_t);
@@ -447,15 +450,46 @@ static size_t pack_bytes(const struct gemm_args *args, int64_t steps) {
                           : (size_t)tile_b_elements(steps, columns_per_pack(args, steps)) * sizeof(uint16_t);
 }
 
+int64_t CPU(gemm_tiles_areas)(const struct gemm_args *args, int64_t threads) {
+    if (!args->m || !args->n) return 0;
+    struct tile_job job = plan(args, threads);
+    return job.parts_m * job.parts_n;
+}
+
+void CPU(gemm_tiles_run)(const struct gemm_args *args, int64_t threads, int64_t area, unsigned char *space) {
+    struct tile_job job = plan(args, threads);
+    job.b = args->b;
+    job.n1 = args->n;
+    run_in(&job, space, area, area + 1);
+}
+
+size_t CPU(gemm_tiles_thread_bound)(const struct gemm_args *args) {
+    int64_t steps = tile_steps(args->k), most = ONE_CHUNK_BYTES / (STEP_K * 2) / PANEL_M + 2 * CHUNK_STEPS;
+    int64_t panels_m = gemm_blocks(args->m, PANEL_M), panels_n = gemm_blocks(args->n, PANEL_N);
+    int64_t a_steps = gemm_min(panels_m * gemm_min(steps, CHUNK_STEPS), most); /* panels times steps of A */
+    size_t bytes = 2 * LANDING_BYTES + (size_t)(a_steps * 2 * TILE_ELEMENTS) * sizeof(uint16_t);
+    panels_m = gemm_min(panels_m, MANY_CHUNKS_M / PANEL_M + 1);
+    panels_n = gemm_min(panels_n, MANY_CHUNKS_N / PANEL_N + 1);
+    if (steps > CHUNK_STEPS) bytes += (size_t)(panels_m * panels_n * HALF_FLOATS) * sizeof(float);
+    return bytes;
+}
+
+size_t CPU(gemm_tiles_pack_bound)(const struct gemm_args *args) {
+    int64_t steps = tile_steps(args->k), whole = tile_b_elements(steps, args->n) * 2;
+    int64_t some = tile_b_elements(steps, PANEL_N) * 2;
+    if (args->b_packed) return 0;
+    return (size_t)gemm_min(whole, some > PACK_BYTES ? some : PACK_BYTES);
+}
+
 size_t CPU(gemm_tiles_workspace)(const struct stream *stream, const struct gemm_args *args) {
     if (!args->m || !args->n) return 0;
-    struct tile_job job = plan(stream, args);
+    struct tile_job job = plan(args, threads_count(stream->threads));
     return pack_bytes(args, job.steps) + (size_t)threads_count(stream->threads) * job.thread_bytes;
 }
 
 void CPU(gemm_tiles)(const struct stream *stream, const struct gemm_args *args) {
     if (!args->m || !args->n) return;
-    struct tile_job job = plan(stream, args);
+    struct tile_job job = plan(args, threads_count(stream->threads));
     int64_t columns = columns_per_pack(args, job.steps);
     uint16_t *packed = stream->workspace;
     job.thread_space = (unsigned char *)stream->workspace + pack_bytes(args, job.steps);

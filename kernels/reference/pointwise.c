@@ -91,6 +91,41 @@ void reference_activation_backward(const struct stream *stream, const struct act
         }
 }
 
+void reference_scaled_activation_forward(const struct stream *stream,
+                                         const struct scaled_activation_forward_args *args) {
+    (void)stream;
+    const struct scaled_activation_forward_args a = *args;
+    bool gated = activation_is_gated(a.kind);
+    int64_t in = gated ? 2 * a.cols : a.cols;
+    for (int64_t i = 0; i < a.rows; i++)
+        for (int64_t j = 0; j < a.cols; j++) {
+            double y = activate(a.kind, load_f32(a.x, a.dtype, i * in + j));
+            if (gated) y *= (double)load_f32(a.x, a.dtype, i * in + a.cols + j);
+            y *= a.index[i] < 0 ? 0 : (double)a.scales[a.index[i]];
+            store_f32(a.y, a.dtype, i * a.cols + j, (float)y);
+        }
+}
+
+void reference_scaled_activation_backward(const struct stream *stream,
+                                          const struct scaled_activation_backward_args *args) {
+    (void)stream;
+    const struct scaled_activation_backward_args a = *args;
+    bool gated = activation_is_gated(a.kind);
+    int64_t in = gated ? 2 * a.cols : a.cols;
+    for (int64_t i = 0; i < a.rows; i++) {
+        double scale = a.index[i] < 0 ? 0 : (double)a.scales[a.index[i]], sum = 0;
+        for (int64_t j = 0; j < a.cols; j++) {
+            double x = load_f32(a.x, a.dtype, i * in + j);
+            double up = gated ? (double)load_f32(a.x, a.dtype, i * in + a.cols + j) : 1;
+            double dy = load_f32(a.dy, a.dtype, i * a.cols + j), value = activate(a.kind, x);
+            sum += dy * value * up;
+            store_f32(a.dx, a.dtype, i * in + j, (float)(scale * dy * up * activation_slope(a.kind, x)));
+            if (gated) store_f32(a.dx, a.dtype, i * in + a.cols + j, (float)(scale * dy * value));
+        }
+        if (a.index[i] >= 0) a.dscales[a.index[i]] = (float)sum;
+    }
+}
+
 /* ---- dropout and residual ---- */
 static double drop(double x, float p, struct rng_key key, uint64_t element) {
     if (p == 0) return x;

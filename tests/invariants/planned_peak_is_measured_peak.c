@@ -39,6 +39,14 @@ static struct model random_model(void) {
     }
     m.hidden_dropout = dice(2) ? 0.1f : 0;
     m.attention_dropout = dice(2) ? 0.1f : 0;
+    if (dice(2)) return m;
+    m.moe.experts = 1 + dice(8);
+    m.moe.topk = 1 + dice((uint32_t)m.moe.experts);
+    m.moe.ffn = 8 * (1 + dice(8));
+    m.moe.shared_ffn = dice(2) ? 8 * (1 + dice(8)) : 0;
+    m.moe.shared_gate = dice(2);
+    m.moe.score = (enum router_score)dice(2);
+    m.moe.pattern = dice(2) ? "10101" : NULL;
     return m;
 }
 
@@ -187,6 +195,30 @@ TEST(layer_memory_is_the_formula) {
     EXPECT_EQ(bytes_per_layer(m, full), 2 * sbh);
 }
 
+TEST(layer_memory_with_experts_is_the_formula) {
+    struct model m = tiny_llama();
+    m.dtype = DTYPE_BF16;
+    m.hidden = 256, m.heads = m.groups = 4, m.head_dim = m.rotary_dim = 64, m.seq = 128, m.micro_batch = 2;
+    m.qk_norm = false;
+    m.moe.experts = 8, m.moe.topk = 2, m.moe.ffn = 128, m.moe.shared_ffn = 192;
+    double t = (double)(m.seq * m.micro_batch), h = 256, k = 2, f = 128, shared = 192, e = 8;
+    double attention = 16 * t * h + 4 * t * 4;
+    double pinned = 16 * t * k + 64 + 64; /* routing; offsets and counts, a line each */
+    struct recompute_policy none = {0}, full = {.granularity = RECOMPUTE_FULL,
+                                                .method = RECOMPUTE_UNIFORM,
+                                                .num_layers = 1};
+    double all = attention + pinned + 4 * t * e + 6 * t * k * f + 6 * t * shared;
+    EXPECT_EQ(bytes_per_layer(m, none), all);
+    /* the activation's output goes, its input stays */
+    EXPECT_EQ(bytes_per_layer(m, SELECTIVE(RECOMPUTE_BIT(MODULE_moe_act))), all - 2 * t * k * f);
+    EXPECT_EQ(bytes_per_layer(m, SELECTIVE(RECOMPUTE_BIT(MODULE_shared_experts))), all - 6 * t * shared);
+    EXPECT_EQ(bytes_per_layer(m, SELECTIVE(RECOMPUTE_BIT(MODULE_moe))), attention + pinned);
+    EXPECT_EQ(bytes_per_layer(m, SELECTIVE(RECOMPUTE_BIT(MODULE_mlp))), all);
+    EXPECT_EQ(bytes_per_layer(m, full), 2 * t * h + pinned);
+    m.moe.shared_gate = true; /* keeps what it multiplies and what with */
+    EXPECT_EQ(bytes_per_layer(m, none), all + 2 * t * h + 2 * t);
+}
+
 TEST(layer_memory_of_latent_attention_is_the_formula) {
     struct model m = tiny_mla();
     m.dtype = DTYPE_BF16, m.seq = 128, m.micro_batch = 2, m.hidden = 256, m.ffn = 512, m.layers = 2;
@@ -251,6 +283,7 @@ TEST(fused_loss_peak_is_under_five_percent_of_plain) {
 RUN_TESTS(CASE(random_configurations_use_what_was_planned),
           CASE(the_bytes_themselves_end_where_the_plan_says),
           CASE(resident_memory_agrees_within_five_percent), CASE(layer_memory_is_the_formula),
+          CASE(layer_memory_with_experts_is_the_formula),
           CASE(layer_memory_of_latent_attention_is_the_formula),
           CASE(recompute_lowers_the_peak_by_what_the_frames_shrink),
           CASE(fused_loss_peak_is_under_five_percent_of_plain))

@@ -6,7 +6,7 @@
 #include "tests/tiny_model.h"
 
 static void expect_equal(const char *what, struct model m, struct recompute_policy policy, double loss,
-                         const float *grads) {
+                         const struct router_losses *router, const float *grads) {
     struct plan_request request = tiny_request(m, policy);
     struct tiny t;
     tiny_open(&t, &request);
@@ -14,6 +14,8 @@ static void expect_equal(const char *what, struct model m, struct recompute_poli
     float *mine = tiny_grads(&t);
     EXPECT(tiny_all_finite(mine, t.plan.num_parameters), "%s: not finite", what);
     EXPECT(again == loss, "%s: loss %.17g, without recompute %.17g", what, again, loss);
+    EXPECT(!memcmp(&t.executor.router_losses, router, sizeof(*router)), "%s: router losses %.17g and %.17g",
+           what, t.executor.router_losses.balance, t.executor.router_losses.z);
     int64_t different = 0;
     for (int64_t i = 0; i < t.plan.num_parameters; i++) different += memcmp(&mine[i], &grads[i], 4) != 0;
     EXPECT(different == 0, "%s: %lld of %lld gradients differ", what, (long long)different,
@@ -27,7 +29,9 @@ static void expect_equal(const char *what, struct model m, struct recompute_poli
 static bool has_all(const struct model *m, recompute_set set) {
     const char *why;
     for (int i = 0; i < MODULE_COUNT; i++)
-        if (set & RECOMPUTE_BIT(i) && !model_has_module(m, i, &why)) return false;
+        if (set & RECOMPUTE_BIT(i) &&
+            (recompute_module_info(i)->is_internal || !model_has_module(m, i, &why)))
+            return false;
     return true;
 }
 
@@ -43,12 +47,15 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
     double norm = 0;
     for (int64_t i = 0; i < t.plan.num_parameters; i++) norm += (double)grads[i] * (double)grads[i];
     EXPECT(norm > 0, "%s: gradients are all zero", name);
-    expect_equal(name, m, request.recompute, loss, grads);
+    struct router_losses router = t.executor.router_losses;
+    EXPECT(!m.moe.experts || (router.balance > 0 && isfinite(router.balance)), "%s: balancing loss %g", name,
+           router.balance);
+    expect_equal(name, m, request.recompute, loss, &router, grads);
     for (recompute_set set = 0; set < RECOMPUTE_BIT(MODULE_COUNT); set++) {
-        if (set & RECOMPUTE_BIT(MODULE_layer) || !has_all(&m, set)) continue;
+        if (!has_all(&m, set)) continue;
         snprintf(what, sizeof(what), "%s selective %#x", name, set);
         expect_equal(what, m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = set},
-                     loss, grads);
+                     loss, &router, grads);
     }
     for (int method = RECOMPUTE_UNIFORM; method <= RECOMPUTE_BLOCK; method++)
         for (int n = 1; n <= (int)m.layers; n++) {
@@ -58,7 +65,7 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
                          (struct recompute_policy){.granularity = RECOMPUTE_FULL,
                                                    .method = (enum recompute_method)method,
                                                    .num_layers = n},
-                         loss, grads);
+                         loss, &router, grads);
         }
     mem_free(grads);
     tiny_close(&t);
@@ -69,6 +76,25 @@ TEST(gpt_with_fused_attention) {
 }
 TEST(llama_with_fused_loss) {
     expect_equal_for_all_policies("llama flash", tiny_llama());
+}
+
+TEST(mixture_of_experts) {
+    expect_equal_for_all_policies("moe", tiny_moe());
+    expect_equal_for_all_policies("moe sigmoid", tiny_moe_sigmoid());
+    for (int dtype = DTYPE_BF16; dtype <= DTYPE_F16; dtype++) {
+        struct model m = dtype == DTYPE_BF16 ? tiny_moe() : tiny_moe_sigmoid();
+        m.dtype = (enum dtype)dtype;
+        expect_equal_for_all_policies(dtype_name(m.dtype), m);
+    }
+}
+
+/* As DeepSeek-V3: latent attention before experts. */
+TEST(experts_behind_latent_attention) {
+    struct model m = tiny_mla(), moe = tiny_moe_sigmoid();
+    m.moe = moe.moe;
+    m.layers = 2;
+    m.dtype = DTYPE_BF16;
+    expect_equal_for_all_policies("mla moe", m);
 }
 
 TEST(latent_attention) {
@@ -213,8 +239,9 @@ TEST(full_recompute_costs_about_22_percent) {
     plan_free(&plan);
 }
 
-RUN_TESTS(CASE(gpt_with_fused_attention), CASE(llama_with_fused_loss), CASE(gpt_with_unfused_attention),
-          CASE(latent_attention), CASE(latent_attention_in_sixteen_bits), CASE(every_dtype),
-          CASE(without_dropout), CASE(reruns_are_those_of_the_closed_form),
+RUN_TESTS(CASE(gpt_with_fused_attention), CASE(llama_with_fused_loss), CASE(mixture_of_experts),
+          CASE(experts_behind_latent_attention), CASE(gpt_with_unfused_attention), CASE(latent_attention),
+          CASE(latent_attention_in_sixteen_bits), CASE(every_dtype), CASE(without_dropout),
+          CASE(reruns_are_those_of_the_closed_form),
           CASE(reruns_of_latent_attention_are_those_of_the_closed_form),
           CASE(full_recompute_costs_about_22_percent))

@@ -34,11 +34,17 @@ static void golden_ids(const struct safetensors_tensor *t, int32_t *out, int64_t
     }
 }
 
-enum golden { GPT, LLAMA, MLA, MLA_DIRECT };
-static const char *const files[] = {"tiny_gpt", "tiny_llama", "tiny_mla", "tiny_mla_direct"};
+enum golden { GPT, LLAMA, MOE, MOE_SIGMOID, MLA, MLA_DIRECT };
+static const char *const files[] = {"tiny_gpt",         "tiny_llama", "tiny_moe",
+                                    "tiny_moe_sigmoid", "tiny_mla",   "tiny_mla_direct"};
 
 static struct model golden_model(enum golden which) {
-    struct model m = which == GPT ? tiny_gpt() : which == LLAMA ? tiny_llama() : tiny_mla();
+    struct model m = which == GPT           ? tiny_gpt()
+                     : which == LLAMA       ? tiny_llama()
+                     : which == MOE         ? tiny_moe()
+                     : which == MOE_SIGMOID ? tiny_moe_sigmoid()
+                                            : tiny_mla();
+    m.moe.ffn = 24;
     m.layers = 2;
     m.hidden_dropout = m.attention_dropout = 0;
     m.fused_loss = false;
@@ -65,7 +71,7 @@ static double run_step(struct tiny *t, const struct safetensors *file) {
     golden_ids(golden(file, "tokens"), tokens, TOKENS);
     golden_ids(golden(file, "labels"), labels, TOKENS);
     for (int i = 0; i < TOKENS; i++) positions[i] = i % 12, mask[i] = 1;
-    struct micro_batch micro = {tokens, labels, positions, mask, 1.0f / TOKENS, 0, true};
+    struct micro_batch micro = {tokens, labels, positions, mask, 1.0f / TOKENS, 0, true, 1};
     executor_begin_step(&t->executor, 0);
     const struct schedule_list *list = plan_actions(&t->plan, 1);
     for (int i = 0; i < list->count; i++) executor_run(&t->executor, &list->actions[i], &micro);
@@ -74,6 +80,12 @@ static double run_step(struct tiny *t, const struct safetensors *file) {
 
 static void compare(const char *what, const struct tiny *t, const struct safetensors *file, double loss) {
     EXPECT_NEAR(loss, golden_value(golden(file, "loss"), 0), 1e-5);
+    if (t->plan.request.model.moe.experts) {
+        const struct router_losses *l = &t->executor.router_losses;
+        double z = t->plan.request.model.moe.z_coeff != 0 ? golden_value(golden(file, "z"), 0) : 0;
+        EXPECT_NEAR(l->balance, golden_value(golden(file, "balance"), 0), 1e-5);
+        EXPECT_NEAR(l->z, z, 1e-4);
+    }
     for (int i = 0; i < t->plan.num_params; i++) {
         const struct plan_param *p = &t->plan.params[i];
         char name[200];
@@ -130,6 +142,11 @@ TEST(gpt) {
 TEST(llama) {
     check_everywhere(LLAMA);
 }
+
+TEST(mixture_of_experts) {
+    check_everywhere(MOE);
+    check_everywhere(MOE_SIGMOID);
+}
 TEST(latent_attention_with_yarn) {
     check_everywhere(MLA);
 }
@@ -165,5 +182,5 @@ TEST(yarn_tables_and_scale_are_those_of_deepseek_v3) {
     EXPECT_NEAR(cos_table[0], 1 + 0.1 * log(40.0), 1e-6); /* the concentration at position 0 */
 }
 
-RUN_TESTS(CASE(gpt), CASE(llama), CASE(latent_attention_with_yarn),
+RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts), CASE(latent_attention_with_yarn),
           CASE(latent_attention_without_query_latent), CASE(yarn_tables_and_scale_are_those_of_deepseek_v3))

@@ -108,6 +108,10 @@ TEST(flags_that_are_taken_have_megatrons_field_kind_and_default) {
             (!strcmp(kind, "str") && (row->kind == FLAG_TEXT || row->kind == FLAG_CHOICE)) ||
             (!strcmp(kind, "enum name") && row->kind == FLAG_CHOICE) ||
             (!strncmp(kind, "str list", 8) && row->kind == FLAG_TEXTS) ||
+            /* lists of which one word is taken; a number or an expression */
+            (!strcmp(kind, "str list (1+)") && row->kind == FLAG_CHOICE) ||
+            (!strcmp(kind, "float list (1+)") && row->kind == FLAG_FLOAT) ||
+            (!strcmp(kind, "int or list-expr") && row->kind == FLAG_TEXT) ||
             ((!strncmp(kind, "int list", 8) || !strcmp(kind, "int x3")) && row->kind == FLAG_INTS);
         EXPECT(same_kind, "%s: kind %s", name, kind);
         if (skip) continue;

@@ -193,7 +193,7 @@ TEST(every_rule_of_recompute_refuses_with_a_remedy) {
         {ALL, "--recompute-activations --recompute-modules core_atn", "did you mean core_attn?"},
         {ALL, "--recompute-activations --recompute-modules mlp moe",
          "--recompute-modules moe: this model has no experts"},
-        {ALL, "--recompute-activations --recompute-modules moe_act", "use core_attn, mlp, layernorm"},
+        {ALL, "--recompute-activations --recompute-modules mhc", "use core_attn, mlp, layernorm"},
         {ALL, "--distribute-saved-activations", "needs --tensor-model-parallel-size"},
     };
     walk(rows, ARRAY_COUNT(rows));

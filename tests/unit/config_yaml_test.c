@@ -106,8 +106,8 @@ TEST(what_yaml_cannot_mean_is_refused_with_the_line) {
         const char *text, *says;
     } rows[] = {
         {"lr: 1\nnum_layer: 3\n", "flags.yaml, line 2: num_layer is not a flag; did you mean --num-layers?"},
-        {"a:\n  num-experts: 8\n",
-         "line 2: num-experts is a Megatron-LM flag that this program does not have yet"},
+        {"a:\n  moe-latent-size: 8\n",
+         "line 2: moe-latent-size is a Megatron-LM flag that this program does not have yet"},
         {"lr: x\n", "line 1: lr x: takes a number of at least 0"},
         {"lr: [1, 2]\n", "line 1: lr: takes one value, not a list"},
         {"num_layers: -1\n", "num_layers -1: takes a whole number"},

@@ -28,7 +28,7 @@ static struct model split_model(enum model_cp_comm way, int ranks, enum dtype dt
 static void compile(struct compiled *c, const struct model *m, recompute_set selected) {
     struct program p;
     program_init(&p);
-    build_layers(&p, m, 1);
+    build_layers(&p, m, 0, 1);
     recompute_compile(&p, selected, false, c);
 }
 

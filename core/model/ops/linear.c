@@ -123,7 +123,7 @@ int op_add_linear(struct program *p, const struct model *m, int x, const struct 
     snprintf(full, sizeof(full), "%s.weight", spec->prefix);
     program_param(
         p, op,
-        (struct param_info){.name = full,
+        (struct param_info){.name = spec->weight ? spec->weight : full,
                             .per_layer = spec->per_layer,
                             .num_dims = 2,
                             .dims = {spec->out_features, last_dim(&in)},

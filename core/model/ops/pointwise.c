@@ -22,10 +22,10 @@ static void activation_backward(struct run *r, const struct op *o) {
 static const struct op_def op_activation = {"activation", activation_forward, activation_backward,
                                             .backward_reads_in = 1, .grad_in = 1};
 
-int op_add_activation(struct program *p, const struct model *m, int x) {
+int op_add_activation(struct program *p, const struct model *m, int x, int64_t width) {
     int op = program_op(p, &op_activation, "activation", &x, 1, &m->activation, sizeof(m->activation));
-    return program_output(p, op, "activation", m->dtype, 3,
-                          (int64_t[]){model_seq(m), m->micro_batch, model_ffn(m)}, true);
+    return program_output(p, op, "activation", m->dtype, 3, (int64_t[]){model_seq(m), m->micro_batch, width},
+                          true);
 }
 
 /* ---- dropout: the mask is a function of the element's place in the whole tensor, so backward reads nothing
