@@ -49,7 +49,7 @@ struct stage_plan {
 static int plan_stage(const struct config *cfg, int rank, struct stage_plan *out, struct err *err) {
     struct setup setup;
     const struct plan *plan = &setup.plan;
-    int status = setup_open(&setup, cfg, rank, err);
+    int status = setup_open(&setup, cfg, rank, 0, err);
     if (!status) {
         plan_print_memory(plan, rank, stdout);
         if (rank == 0) plan_print_recompute(plan, stdout);

@@ -144,8 +144,8 @@ static void measure_segments(struct plan *plan, struct meter *m) {
     }
 }
 
-/* Context-parallel ranks see different stretches of the keys, so their kernels may want different workspaces; all take
- * the largest, so that all have the same plan. */
+/* Context-parallel ranks see different stretches of the keys, so their kernels may want different workspaces;
+ * all take the largest, so that all have the same plan. */
 static void measure_other_ranks(struct plan *plan, struct meter *m) {
     struct model model = plan->request.model;
     for (model.cp_rank = 0; model.cp_rank < model_cp(&model) && model.cp > 1; model.cp_rank++) {

@@ -24,49 +24,8 @@ make -j"$(nproc)" BUILD="$BUILD" all | tail -n 3
 "$BUILD/pretrain_gpt" --version
 mkdir -p "$dir"
 
-# ---- corpus ----
-# Text files of printable ASCII, one JSON line each, at most 24 MB of JSON; the same on
-# every run on the same machine.
 step "corpus from this machine's own text"
-if [ ! -s "$dir/corpus.jsonl" ]; then
-    # at most 6 MB from each place, so that none fills the corpus alone
-    for place in /usr/share/common-licenses /usr/share/doc /usr/include /usr/share/perl /usr/share/perl5 /usr/lib/*/perl-base \
-        /usr/lib/*/perl /usr/lib/python3* /usr/lib/gcc /usr/share/vim /usr/share/gcc /usr/share/awk "$PWD"; do
-        [ -d "$place" ] || continue
-        find "$place" \( -path "$PWD/build" -o -path "$PWD/.git" -o -name unicore \) -prune -o -type f -readable -size -300k \
-            \( -name '*.h' -o -name '*.pm' -o -name '*.pl' -o -name '*.py' -o -name '*.txt' -o -name '*.md' -o -name 'README*' -o -name copyright \
-            -o -name 'NEWS*' -o -name 'FAQ*' -o -name '*.html' -o -name '*.vim' -o -name '*.awk' -o -path '/usr/share/common-licenses/*' \) -print0 2>/dev/null |
-            LC_ALL=C sort -z | shuf -z --random-source=<(yes) | LC_ALL=C xargs -0 -r grep -L "[^ -~$(printf '\t')]" 2>/dev/null |
-            LC_ALL=C awk -v limit=6000000 '
-                function escape(text) {
-                    gsub(/\\/, "&&", text)
-                    gsub(/"/, "\\\"", text)
-                    gsub(/\t/, "\\t", text)
-                    return text
-                }
-                {
-                    path = $0
-                    lines = ""
-                    while ((getline line < path) > 0) lines = lines escape(line) "\\n"
-                    close(path)
-                    if (length(lines) < 200) next
-                    printf "{\"text\": \"%s\"}\n", lines
-                    bytes += length(lines)
-                    if (bytes > limit) exit
-                }'
-    done | head -c 24000000 | sed '$ { /"}$/!d }' >"$dir/corpus.tmp"
-    # the documents in a fixed shuffled order, so that validation sees all kinds of text
-    awk 'BEGIN { x = 12345 } { x = (x * 1103515245 + 12345) % 2147483648; printf "%010d\t%s\n", x, $0 }' "$dir/corpus.tmp" | sort -s -k1,1n | cut -f2- >"$dir/corpus.jsonl"
-    rm -f "$dir/corpus.tmp" "$dir"/corpus_text_document.*
-fi
-bytes=$(wc -c <"$dir/corpus.jsonl")
-echo "$(wc -l <"$dir/corpus.jsonl") documents, $((bytes / 1000000)).$((bytes % 1000000 / 100000)) MB: $dir/corpus.jsonl"
-[ "$bytes" -gt 5000000 ] || echo "this machine has little text: the loss will not fall as far"
-[ "$bytes" -gt 100000 ] || stop "too little text for a corpus: put JSON lines like {\"text\": \"...\"} into $dir/corpus.jsonl and run this again"
-if [ ! -s "$dir/corpus_text_document.idx" ]; then
-    "$BUILD/preprocess_data" --input "$dir/corpus.jsonl" --json-keys text --output-prefix "$dir/corpus" \
-        --tokenizer-type ByteTokenizer --append-eod --workers 2
-fi
+BUILD="$BUILD" scripts/make_corpus.sh "$dir" || stop "there is no corpus to train on"
 
 # ---- training ----
 model=(--num-layers 6 --hidden-size 256 --ffn-hidden-size 704 --num-attention-heads 8 --group-query-attention --num-query-groups 2

@@ -1,5 +1,6 @@
 #include "core/base/threads.h"
 #include "core/base/check.h"
+#include "core/base/hash.h"
 #include "core/base/mem.h"
 #include <pthread.h>
 #include <sched.h>
@@ -72,16 +73,19 @@ static void *worker_main(void *argument) {
     }
 }
 
-static int usable_processors(void) {
+int threads_processors(uint64_t *set_p) {
     cpu_set_t set;
+    *set_p = 0;
     if (sched_getaffinity(0, sizeof(set), &set)) return 1;
+    *set_p = hash_bytes(&set, sizeof(set));
     int n = CPU_COUNT(&set);
     return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : n;
 }
 
 struct threads *threads_open(int count) {
+    uint64_t set;
     struct threads *t = mem_zalloc(sizeof(*t), "thread team");
-    t->count = count > 0 ? (count < MAX_THREADS ? count : MAX_THREADS) : usable_processors();
+    t->count = count > 0 ? (count < MAX_THREADS ? count : MAX_THREADS) : threads_processors(&set);
     pthread_mutex_init(&t->lock, NULL);
     pthread_cond_init(&t->wake, NULL);
     for (int i = 1; i < t->count; i++) {

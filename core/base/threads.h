@@ -18,6 +18,8 @@ typedef void (*threads_fn)(void *context, int64_t begin, int64_t end, int thread
 struct threads *threads_open(int count);
 void threads_close(struct threads *team); /* NULL is fine */
 int threads_count(const struct threads *team);
+/* Processors that this process may run on; *set_p is the same for processes that may run on the same ones. */
+int threads_processors(uint64_t *set_p);
 /* Runs fn over [0, size) in chunks of `grain` (the last may be shorter). A NULL team runs in the caller
  * alone. */
 void threads_for(struct threads *team, int64_t size, int64_t grain, threads_fn fn, void *context);

@@ -38,7 +38,7 @@ static const struct field model_fields[] = {
     MODEL(rotary_interleaved, "--rotary-interleaved", BOOLEAN, MEANING),
     MODEL(rotary_base, "--rotary-base", REAL, MEANING),
     MODEL(rotary_percent, "--rotary-percent", REAL, MEANING),
-    MODEL(rope_scaling_factor, "--rope-scaling-factor", REAL, MEANING),
+    MODEL(rope_scaling_factor, "--rope-scaling-factor, with YaRN --rotary-scaling-factor", REAL, MEANING),
     MODEL(norm_epsilon, "--norm-epsilon", REAL, MEANING),
     MODEL(hidden_dropout, "--hidden-dropout", REAL, FREE),
     MODEL(attention_dropout, "--attention-dropout", REAL, FREE),

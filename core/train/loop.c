@@ -120,7 +120,17 @@ static bool is_traced(const struct trainer *t) {
     return ranks->count <= 0;
 }
 
-enum { SHORTEST_WAIT_NS = 1000 }; /* shorter ones found their data there */
+enum { SHORTEST_STANDSTILL_NS = 1000 };
+
+static void trace_standstill(struct trace *trace, const struct comm_event *event, uint64_t begin,
+                             uint64_t end) {
+    if (end - begin < SHORTEST_STANDSTILL_NS) return;
+    trace_span(trace, &(struct trace_event){.name = comm_kind_name(event->kind),
+                                            .category = event->group,
+                                            .track = TRACK_WAITING,
+                                            .begin_ns = begin,
+                                            .end_ns = end});
+}
 
 /* Communication has a track of its own beside compute, and the times in which compute stood still for it have
  * another: what is exposed of it. */
@@ -134,12 +144,8 @@ static void trace_communication(void *context, const struct comm_event *event) {
                                                .end_ns = event->end_ns,
                                                .num_args = 1,
                                                .args = {{"bytes", event->bytes}}});
-    if (event->wait_end_ns - event->wait_begin_ns < SHORTEST_WAIT_NS) return;
-    trace_span(t->trace, &(struct trace_event){.name = comm_kind_name(event->kind),
-                                               .category = event->group,
-                                               .track = TRACK_WAITING,
-                                               .begin_ns = event->wait_begin_ns,
-                                               .end_ns = event->wait_end_ns});
+    trace_standstill(t->trace, event, event->start_begin_ns, event->start_end_ns);
+    trace_standstill(t->trace, event, event->wait_begin_ns, event->wait_end_ns);
 }
 
 /* One file per rank: trace.json, and trace.rank3.json beside it. */

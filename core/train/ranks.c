@@ -1,5 +1,7 @@
 #include "core/train/ranks.h"
+#include "core/base/hash.h"
 #include "core/base/mem.h"
+#include "core/base/threads.h"
 #include "core/train/signals.h"
 #include <stdio.h>
 #include <string.h>
@@ -72,6 +74,22 @@ int ranks_agree(const struct ranks *r, int status, struct err *err) {
         err_set(err, "rank %d: %s", (int)first_failed, own.text);
     }
     return -1;
+}
+
+int ranks_threads(const struct ranks *r) {
+    if (!r || !r->comms.world || r->size == 1) return 0;
+    struct place {
+        uint64_t host, processors;
+    } *places = mem_new_array(struct place, (size_t)r->size, "processors of the ranks");
+    struct place *own = &places[r->rank];
+    const char *host = comm_world_host(r->world);
+    int count = threads_processors(&own->processors), sharers = 0;
+    own->host = hash_bytes(host, strlen(host));
+    comm_all_gather(r->comms.world, places, sizeof(*places), COMM_U8);
+    for (int i = 0; i < r->size; i++)
+        sharers += places[i].host == own->host && places[i].processors == own->processors;
+    mem_free(places);
+    return count > sharers ? count / sharers : 1;
 }
 
 double ranks_max(const struct ranks *r, double value) {

@@ -29,5 +29,9 @@ void ranks_close(struct ranks *r);
 /* Collective: `status` is 0 or -1 with `err` on each rank; when any rank failed, all return -1 with the
  * message of the lowest one that did. With one rank (or `r` NULL) it returns status. */
 int ranks_agree(const struct ranks *r, int status, struct err *err);
+/* Collective: threads for this rank when the user does not say: its share of the processors that it may run
+ * on. Ranks that a launcher bound to processors of their own have all of those; others divide them, one
+ * thread at least. With one rank (or `r` NULL) 0: one per processor. */
+int ranks_threads(const struct ranks *r);
 /* Collective: the largest value of any rank. */
 double ranks_max(const struct ranks *r, double value);

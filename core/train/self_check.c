@@ -26,8 +26,8 @@ static struct comm *world_of(const struct self_check *s) {
  *
  * Softmax, norms and activations pass an error on multiplied by a small number, and the largest of many
  * elements is some standard deviations away: MARGIN stands for both. A wrong layout (a missing sum, a bias
- * added twice, a wrong mask) is off by 1e-3 and more. Each update carries the errors of its step into the
- * next one, so that step k may be off by k times as much. */
+ * added twice, a wrong mask) is off by 1e-3 and more. The optimizer's step is a smooth function of the
+ * gradients here (self_check_config.c), so the errors of one step do not grow in the next ones. */
 enum { SUMS_PER_LAYER = 12, MARGIN = 8 };
 static double tolerance_of(const struct config *c) {
     double width = fmax((double)c->ffn_hidden_size, (double)c->seq_length);

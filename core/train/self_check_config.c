@@ -150,9 +150,13 @@ static void shrink_batch(const struct config *cfg, struct self_check_configs *ou
 
 /* AdamW with an epsilon that is not small against the gradients: its step is then a smooth function of them.
  * With the usual one the first step is the gradient's sign, and an element that is zero but for rounding
- * would move by a whole learning rate either way. */
+ * would move by a whole learning rate either way. However many steps there are, together they go as far as
+ * FAR steps of LEARNING_RATE: a model that knows the data by heart has gradients that are mostly rounding. */
+#define LEARNING_RATE 0.01
+enum { FAR = 5 };
 static void set_optimizer(const struct config *cfg, struct config *c) {
-    c->lr = c->min_lr = 0.01;
+    double steps = (double)cfg->self_check_steps;
+    c->lr = c->min_lr = steps > FAR ? LEARNING_RATE * FAR / steps : LEARNING_RATE;
     c->adam_eps = 0.01;
     c->lr_decay_style = LR_DECAY_STYLE_CONSTANT;
     c->lr_warmup_steps = c->lr_warmup_init = 0;

@@ -197,7 +197,7 @@ void setup_print_schedule(const struct setup *s, FILE *out) {
     schedule_print(s->plan.schedule, &shape, out);
 }
 
-int setup_open(struct setup *s, const struct config *cfg, int rank, struct err *err) {
+int setup_open(struct setup *s, const struct config *cfg, int rank, int threads, struct err *err) {
     *s = (struct setup){0};
     struct mesh mesh;
     struct plan_request request = {.forward_only = cfg->skip_train};
@@ -207,7 +207,7 @@ int setup_open(struct setup *s, const struct config *cfg, int rank, struct err *
         return err_set(err, "--device cuda: this build has no CUDA backend; use --device cpu or auto");
     if (ranks_mesh(cfg, rank, &mesh, err)) return -1;
     if (find_vocabulary(s, cfg, err) || split_layers(s, cfg, err)) return -1;
-    s->threads = threads_open(config_is_set(cfg, cpu_threads) ? (int)cfg->cpu_threads : 0);
+    s->threads = threads_open(config_is_set(cfg, cpu_threads) ? (int)cfg->cpu_threads : threads);
     request.threads = s->threads;
     model_from_config(cfg, s->padded_vocab_size, &request.model);
     request.model.vocab_used = s->vocab_size;

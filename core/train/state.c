@@ -37,7 +37,7 @@ static struct checkpoint_model model_of(const struct trainer *t) {
         .rotary_interleaved = m->rotary_interleaved,
         .rotary_base = m->rotary_base,
         .rotary_percent = cfg->rotary_percent,
-        .rope_scaling_factor = m->rope_scaling_factor,
+        .rope_scaling_factor = m->yarn_factor > 0 ? m->yarn_factor : m->rope_scaling_factor,
         .norm_epsilon = cfg->layernorm_epsilon,
         .hidden_dropout = cfg->hidden_dropout,
         .attention_dropout = cfg->attention_dropout,

@@ -1,5 +1,7 @@
 #include "core/train/sync.h"
 #include "core/base/mem.h"
+#include "core/train/timers.h"
+#include "core/train/trace.h"
 
 enum { NOBODY = -1 };
 
@@ -136,9 +138,21 @@ static void place_unit(struct executor *e, int bucket) {
     }
 }
 
-/* Brings the bucket's weights: from the staging buffer where they are on their way, or by a gather of its
- * own. */
-static void fetch(struct executor *e, int bucket) {
+static void prefetch(struct executor *e, int bucket) {
+    struct sync *s = e->sync;
+    if (bucket == NOBODY || e->plan->gather[0] == e->plan->gather[1]) return;
+    for (int i = 0; i < 2; i++)
+        if (s->staging[i].bucket == bucket) return;
+    for (int i = 0; i < 2; i++)
+        if (s->staging[i].bucket == NOBODY) {
+            start_gather(e, bucket, i);
+            return;
+        }
+}
+
+/* Waits until the bucket lies in a staging buffer, where it is on its way or where it comes by a gather of
+ * its own. */
+static int arrive(struct executor *e, int bucket) {
     struct sync *s = e->sync;
     int buffer = 0;
     while (buffer < 2 && s->staging[buffer].bucket != bucket) buffer++;
@@ -146,20 +160,23 @@ static void fetch(struct executor *e, int bucket) {
         buffer = s->staging[0].bucket == NOBODY ? 0 : 1;
         start_gather(e, bucket, buffer);
     }
-    struct staging *st = &s->staging[buffer];
-    comm_wait(st->request);
+    comm_wait(s->staging[buffer].request);
+    s->staging[buffer].request = NULL;
     if (e->plan->buckets[bucket].gathers_weights) place_unit(e, bucket);
-    make_bucket_forms(e, bucket, executor_at(e, e->plan->gather[buffer]));
-    *st = (struct staging){NOBODY, NULL};
     s->stale[bucket] = false;
+    return buffer;
 }
 
-static void prefetch(struct executor *e, int bucket) {
-    struct sync *s = e->sync;
-    if (bucket == NOBODY || e->plan->gather[0] == e->plan->gather[1]) return;
-    for (int i = 0; i < 2; i++)
-        if (s->staging[i].bucket == bucket) return;
-    if (s->staging[0].bucket == NOBODY) start_gather(e, bucket, 0);
+static void unpack(struct executor *e, int buffer) {
+    struct staging *st = &e->sync->staging[buffer];
+    uint64_t begin = clock_now_ns();
+    make_bucket_forms(e, st->bucket, executor_at(e, e->plan->gather[buffer]));
+    st->bucket = NOBODY;
+    if (e->trace)
+        trace_span(e->trace, &(struct trace_event){.name = "pack_gathered_weights",
+                                                   .category = "weights",
+                                                   .begin_ns = begin,
+                                                   .end_ns = clock_now_ns()});
 }
 
 static bool has_unit_weights(const struct sync *s, int bucket) {
@@ -184,22 +201,23 @@ static int next_stale(const struct executor *e) {
     return NOBODY;
 }
 
+/* The next gather starts before this one is unpacked, and runs beside that too. */
 static void need_weights(struct executor *e, const struct action *a, int segment) {
     struct sync *s = e->sync;
     const struct plan_segment *seg = &e->plan->segments[segment];
     const struct program *program = &e->plan->compiled[seg->compiled].program;
-    bool fetched = false;
     for (int k = 0; k < program->num_params; k++) {
         int bucket = e->plan->params[seg->params[k]].bucket;
         if (!s->stale[bucket]) continue;
-        fetch(e, bucket);
-        fetched = true;
+        int buffer = arrive(e, bucket);
+        prefetch(e, next_stale(e));
+        unpack(e, buffer);
     }
-    if (fetched) prefetch(e, next_stale(e));
     if (seg->unit < 0 || !e->plan->buckets[seg->unit].gathers_weights || a->kind == ACTION_WEIGHT) return;
-    if (!has_unit_weights(s, seg->unit)) fetch(e, seg->unit);
+    int buffer = has_unit_weights(s, seg->unit) ? NOBODY : arrive(e, seg->unit);
     s->next_weights = s->unit_weights[0] == seg->unit ? 1 : 0; /* this one is in use */
     prefetch(e, next_unit(e, a, segment));
+    if (buffer != NOBODY) unpack(e, buffer);
 }
 
 bool sync_is_local(const struct executor *e, int param) {
@@ -225,7 +243,7 @@ void sync_shards_changed(struct executor *e) {
         if (is_sharded(b) && !b->gathers_weights) s->stale[i] = true;
     }
     for (int i = e->plan->num_buckets - 1; i >= 0 && !s->overlap_gather; i--)
-        if (s->stale[i]) fetch(e, i);
+        if (s->stale[i]) unpack(e, arrive(e, i));
     if (s->overlap_gather) prefetch(e, next_stale(e));
 }
 

@@ -257,9 +257,9 @@ static void check_equal_plans(const struct trainer *t) {
     }
 }
 
-static int open_memory(struct trainer *t, struct err *err) {
+static int open_memory(struct trainer *t, int threads, struct err *err) {
     const struct config *cfg = t->cfg;
-    if (setup_open(&t->setup, cfg, t->ranks ? t->ranks->rank : 0, err)) return -1;
+    if (setup_open(&t->setup, cfg, t->ranks ? t->ranks->rank : 0, threads, err)) return -1;
     check_memory_limit(cfg, &t->setup.plan, t->ranks ? t->ranks->rank : 0);
     if (arena_open(&t->arena, t->setup.plan.arena_bytes, err)) die(STATUS_OUT_OF_MEMORY, "%s", err->text);
     executor_open(&t->executor, &t->setup.plan, &t->arena, t->setup.threads, (uint32_t)cfg->seed,
@@ -273,8 +273,9 @@ static int open_memory(struct trainer *t, struct err *err) {
 
 int trainer_open(struct trainer *t, const struct config *cfg, const struct ranks *ranks, struct err *err) {
     *t = (struct trainer){.cfg = cfg, .ranks = ranks, .start_ns = clock_now_ns(), .last_saved_iteration = -1};
+    int threads = ranks_threads(ranks);
     int status = cfg->exit_signal_handler ? signals_install(cfg->exit_signal, err) : 0;
-    if (!status) status = open_memory(t, err);
+    if (!status) status = open_memory(t, threads, err);
     if (ranks_agree(ranks, status, err)) return -1;
     check_equal_plans(t);
     gather_ranks(t);
@@ -295,9 +296,9 @@ void trainer_close(struct trainer *t) {
     datasets_close(t->data);
     metrics_close(t->metrics);
     tensorboard_close(t->tensorboard);
-    trace_close(t->trace);
     timers_close(t->timers);
-    if (t->executor.plan) executor_close(&t->executor);
+    if (t->executor.plan) executor_close(&t->executor); /* ends what is under way; the trace sees it */
+    trace_close(t->trace);
     arena_close(&t->arena);
     state_close(t);
     mem_free(t->rank_reports);

@@ -31,10 +31,11 @@ struct setup {
     int *counts;                  /* of micro-batches, for the plan */
     struct plan plan;
 };
-/* Errors are the user's: unreadable tokenizer, vocabulary, unusable --kernels. */
 /* --print-schedule: what each stage does when, and how much of the time it stands idle. */
 void setup_print_schedule(const struct setup *s, FILE *out);
-int setup_open(struct setup *s, const struct config *cfg, int rank, struct err *err);
+/* `threads` is their number where --cpu-threads does not say; 0: one per processor. Errors are the user's:
+ * unreadable tokenizer, vocabulary, unusable --kernels. */
+int setup_open(struct setup *s, const struct config *cfg, int rank, int threads, struct err *err);
 void setup_close(struct setup *s);
 
 /* What training carries from iteration to iteration, and a checkpoint to the next run. */

@@ -82,8 +82,7 @@ static double norm_over(struct executor *e, bool of_grads, int64_t *bad_p) {
         int64_t count = count_used(e, p);
         if (!count) continue;
         KERNEL_CALL(sum_squares, &e->stream, .out = &sums[i], .bad = &bad[i],
-                    .x = executor_at(e, of_grads ? p->held_grad : p->master), .n = count,
-                    .dtype = DTYPE_F32);
+                    .x = executor_at(e, of_grads ? p->held_grad : p->master), .n = count, .dtype = DTYPE_F32);
         total[0] += sums[i];
         total[1] += (double)bad[i];
     }

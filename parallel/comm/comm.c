@@ -228,8 +228,11 @@ static struct comm_request *request_start(struct comm_request *request, double b
         request->sequence = ++comm->sequence;
     comm->stats[request->kind].calls++;
     comm->stats[request->kind].bytes += bytes;
-    request->begin_ns = comm_now_ns();
+    request->begin_ns = request->start_begin_ns = comm_now_ns();
     comm->transport->start(request);
+    request->start_end_ns = comm_now_ns();
+    comm->stats[request->kind].wait_seconds +=
+        (double)(request->start_end_ns - request->start_begin_ns) * 1e-9;
     return request;
 }
 
@@ -242,8 +245,15 @@ void comm_wait(struct comm_request *request) {
     uint64_t end = comm_now_ns();
     comm->stats[request->kind].wait_seconds += (double)(end - start) * 1e-9;
     if (world->observe) {
-        struct comm_event event = {comm->name, request->kind, request->begin_ns, request->end_ns,
-                                   start,      end,           request->bytes};
+        struct comm_event event = {comm->name,
+                                   request->kind,
+                                   request->begin_ns,
+                                   request->end_ns,
+                                   request->start_begin_ns,
+                                   request->start_end_ns,
+                                   start,
+                                   end,
+                                   request->bytes};
         world->observe(world->observe_context, &event);
     }
     pthread_mutex_lock(&world->pool_lock);

@@ -146,20 +146,19 @@ struct comm_stats {
     int64_t calls;
     double bytes; /* that this rank sends, by the ring bound: all-reduce 2 (n-1)/n, gather and scatter (n-1)/n
                      of the whole buffer, all-to-all its off-rank part, send its size */
-    double wait_seconds; /* the caller stood still: exposed communication */
+    double wait_seconds; /* the caller stood still, in starts and waits: exposed communication */
 };
 /* Since the last reset; also counted on `fake`. */
 const struct comm_stats *comm_stats(const struct comm *comm, enum comm_kind kind);
 void comm_reset_stats(struct comm *comm);
 
-/* Called on the waiting thread after each request ends: when the operation ran, and when the caller stood
- * still for it (never, when it had ended before: then the two times are next to each other). For traces; NULL
- * removes it. */
+/* Called on the waiting thread after each request ends: when the operation ran, and when the caller was
+ * in its start and in its wait. For traces; NULL removes it. */
 struct comm_event {
     const char *group;
     enum comm_kind kind;
-    uint64_t begin_ns, end_ns;           /* from its start, or its turn, to its last byte */
-    uint64_t wait_begin_ns, wait_end_ns; /* the wait: exposed communication */
+    uint64_t begin_ns, end_ns; /* from its start, or its turn, to its last byte */
+    uint64_t start_begin_ns, start_end_ns, wait_begin_ns, wait_end_ns; /* the caller's two calls: exposed */
     double bytes;
 };
 void comm_world_set_observer(struct comm_world *world,

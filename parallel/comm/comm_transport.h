@@ -23,6 +23,7 @@ struct comm_request {
     uint64_t sequence; /* of this collective on its communicator; 0 for send and receive */
     double bytes;      /* by the ring bound, see struct comm_stats */
     uint64_t begin_ns, end_ns;
+    uint64_t start_begin_ns, start_end_ns; /* the caller was in the start */
     bool done;
     int index; /* in the pool; a transport keeps its own state in an array beside it */
     struct comm_request *next;

@@ -357,28 +357,36 @@ static void begin(struct flight *f) {
         memcpy(staging_of(f, 0, q->comm->rank), q->buf, (size_t)q->count * comm_dtype_bytes(q->dtype));
 }
 
-/* Goes as far as it can without waiting. Returns what ended. */
-static int advance(struct mpi_engine *engine, struct flight *f) {
+static bool may_run(const struct flight *f) {
+    return f->running || !f->staged || f->ticket == group_of(f)->turn;
+}
+
+/* Issues what can be issued now, and ends the flight when nothing is left of it. True when it ended. */
+static bool go_on(struct mpi_engine *engine, struct flight *f) {
     struct mpi_group *group = group_of(f);
-    int events = 0, round;
-    if (!f->running) {
-        if (f->staged && f->ticket != group->turn) return 0;
-        begin(f);
-        issue(engine, f, false);
-        issue(engine, f, true);
-    }
-    do {
-        round = collect(f);
-        events += round;
-        issue(engine, f, false);
-        issue(engine, f, true);
-    } while (round);
-    if (!f->send.over || !f->receive.over || f->sends_open || f->receives_open) return events;
+    if (!may_run(f)) return false;
+    if (!f->running) begin(f);
+    issue(engine, f, false);
+    issue(engine, f, true);
+    if (!f->send.over || !f->receive.over || f->sends_open || f->receives_open) return false;
     if (is_small(f->request)) sum_small(f);
     if (f->staged) group->turn++;
     f->request->end_ns = comm_now_ns();
     f->request->done = true;
-    return events + 1;
+    return true;
+}
+
+/* Goes as far as it can without waiting, or until a thread asks for the lock. Returns what ended. */
+static int advance(struct mpi_engine *engine, struct flight *f) {
+    int events = 0, round;
+    if (go_on(engine, f)) return 1;
+    if (!f->running) return 0;
+    do {
+        round = collect(f);
+        events += round;
+        if (round && go_on(engine, f)) return events + 1;
+    } while (round && !atomic_load(&engine->callers));
+    return events;
 }
 
 int mpi_engine_progress(struct mpi_engine *engine) {
@@ -411,8 +419,7 @@ void mpi_flight_start(struct mpi_engine *engine, struct comm_request *q) {
     if (q->kind == COMM_KIND_ALL_TO_ALL && block_count(q, q->comm->rank, true))
         memcpy(block_at(q, q->comm->rank, false), block_at(q, q->comm->rank, true),
                (size_t)block_count(q, q->comm->rank, true) * comm_dtype_bytes(q->dtype));
-    advance(engine, f);
-    if (q->done) return;
+    if (go_on(engine, f)) return; /* moves no data: that is for the helper, or for the wait */
     if (engine->last)
         engine->last->next = f;
     else

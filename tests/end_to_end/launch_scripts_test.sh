@@ -6,16 +6,16 @@ repo=$(cd "$(dirname "$0")/../.." && pwd)
 
 # a stand-in for train.sh that prints the flags it was given, one a line
 mkdir -p stand_in/scripts/slurm
-printf 'printf "%%s\\n" "$@"\n' >stand_in/scripts/slurm/train.sh
+printf 'printf "%%s\\n" "$@" --train-iters "$TRAIN_ITERS"\n' >stand_in/scripts/slurm/train.sh
+ln -s "$repo/scripts/examples" stand_in/scripts/examples
 for script in "$repo"/scripts/slurm/*.sbatch; do
     name=$(basename "$script")
     option() { sed -n "s/^#SBATCH --$1=\([0-9]*\).*/\1/p" "$script"; }
     world=$(($(option nodes) * $(option ntasks-per-node)))
-    iterations=$(sed -n 's/^TRAIN_ITERS=.*:-\([0-9]*\)}$/\1/p' "$script")
     DATA_ARGS="--mock-data --vocab-size 50257" REPO=$PWD/stand_in bash "$script" >flags
     mapfile -t flags <flags
     is "$name: its flags are accepted for $world ranks" \
-        "$(status_of timeout 200 "$PRETRAIN" "${flags[@]}" --train-iters "$iterations" --dry-run --world-size "$world" --dry-run-json plan.json)" 0
+        "$(status_of timeout 200 "$PRETRAIN" "${flags[@]}" --dry-run --world-size "$world" --dry-run-json plan.json)" 0
     [ -s plan.json ] || sed 's/^/# /' err
     ok "$name: one task per GPU" test "$(option ntasks-per-node)" = "$(sed -n 's/^#SBATCH --gres=gpu:\([0-9]*\).*/\1/p' "$script")"
     contains "$name: it is signalled before the time limit and may be requeued" "$script" "#SBATCH --signal=TERM@300" "#SBATCH --requeue"

@@ -2,13 +2,13 @@
 """What communication ran beside what compute, from the Chrome traces of a run (one file per rank).
 
     overlap_of_traces.py TRACE...      a line per rank, group and kind, milliseconds per step:
-                                       rank group kind calls in_flight forward backward exposed
+                                       rank group kind calls in_flight forward backward weights exposed
     overlap_of_traces.py --row RANKS METRICS... -- TRACE...
                                        part of a line of a markdown table, over the steps of several runs of RANKS ranks: the
                                        least step time | time under way | time exposed | of which group and kind
 
-`in_flight` is the time in which at least one request of this group and kind was under way, `forward` and `backward` are
-the parts of it in which the rank computed ops of forward, or of backward and recompute; time in which it stood still for
+`in_flight` is the time in which at least one request of this group and kind was under way, the next three are the parts of
+it in which the rank computed ops of forward, of backward and recompute, or packed gathered weights; time in which it stood still for
 any communication is no compute. `exposed` is the time in which it stood still for this group and kind. In a row each
 step counts with the rank that was exposed longest, and the median over steps is given."""
 import json
@@ -16,7 +16,7 @@ import statistics
 import sys
 
 COMMUNICATION, WAITING = 1, 2  # tracks
-FORWARD, BACKWARD = ("forward",), ("backward", "recompute")
+COMPUTE = ("forward",), ("backward", "recompute"), ("weights",)  # categories of each column
 
 
 def union(spans):
@@ -71,7 +71,7 @@ def rows(path):
     for key in sorted(k for k in spans if k[0] == COMMUNICATION):
         flight = union(spans[key])
         beside = []
-        for categories in (FORWARD, BACKWARD):
+        for categories in COMPUTE:
             with_compute = intersection(flight, compute_of(spans, categories))
             beside.append(without(with_compute, waits) / steps)
         exposed = total(union(spans.get((WAITING,) + key[1:], []))) / steps
@@ -120,7 +120,7 @@ def main(arguments):
         return
     for path in arguments:
         for r in rows(path):
-            print("%d %s %s %.1f %.3f %.3f %.3f %.3f" % r)
+            print("%d %s %s %.1f %.3f %.3f %.3f %.3f %.3f" % r)
 
 
 main(sys.argv[1:])

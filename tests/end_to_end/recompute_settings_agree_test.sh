@@ -9,7 +9,7 @@ run() { # name, flags...
     is "$name: runs" "$(status_of "$PRETRAIN" $SMALL "$@" --log-params-hash --metrics-file "$name.jsonl")" 0
     # shellcheck disable=SC2086
     is "$name: dry run" "$(status_of "$PRETRAIN" $SMALL "$@" --dry-run-json "$name.plan")" 0
-    planned=$(sed 's/.*"max_peak_allocated_bytes": *\([0-9]*\).*/\1/' "$name.plan")
+    planned=$(sed -n 's/.*"max_peak_allocated_bytes": *\([0-9]*\).*/\1/p' "$name.plan")
     is "$name: planned peak is measured peak" "$(value "$name.jsonl" peak_allocated_bytes)" "$planned"
 }
 full="--recompute-granularity full --recompute-method"

@@ -28,7 +28,7 @@ is "--on-nan skip goes on" "$(run --lr 1e38 --clip-grad 0 --on-nan skip --log-in
 contains "and counts" out "number of nan iterations:   1"
 
 # out of memory: found by the plan, exit status 3, with a remedy that works
-plan() { run "$@" --dry-run-json p >/dev/null; sed 's/.*"max_peak_allocated_bytes": *\([0-9]*\).*/\1/' p; }
+plan() { run "$@" --dry-run-json p >/dev/null; sed -n 's/.*"max_peak_allocated_bytes": *\([0-9]*\).*/\1/p' p; }
 need=$(plan)
 less=$((need - 200000))
 is "out of memory is status 3" "$(run --device-memory-limit ${less}B)" 3

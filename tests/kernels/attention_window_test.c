@@ -354,10 +354,10 @@ TEST(float32_results_and_accumulation_are_the_same_numbers) {
 enum { MERGE_ROWS = 3 }; /* rows of lse beyond s */
 
 TEST(merging_parts_gives_the_whole) {
-    static const struct attention_shape z = {.s = 37, .b = 2, .a = 3, .g = 3, .d = 21};
+    static const struct attention_shape z = {.s = 37, .b = 2, .a = 3, .g = 3, .d = 12, .dv = 21};
     const struct kernels *backends[8];
     int count = list_backends(backends);
-    int64_t n = q_size(&z), rows = n / z.d, wide = z.s + MERGE_ROWS;
+    int64_t n = o_size(&z), rows = n / z.dv, wide = z.s + MERGE_ROWS;
     struct threads *team = threads_open(2);
     for (int k = 0; k < count; k++) {
         float *o = new_output(n, DTYPE_F32), *lse = new_output(z.b * z.a * wide, DTYPE_F32);
@@ -370,12 +370,12 @@ TEST(merging_parts_gives_the_whole) {
                 float *at = &l[line * (z.s + part) + i];
                 if ((r + part) % 4 == 0 || r % 11 == 0)
                     *at = -INFINITY; /* no keys: o_part may hold anything */
-                for (int64_t c = 0; c < z.d; c++) {
-                    if (isinf(*at)) p[r * z.d + c] = part % 2 ? 0 : 1e30f;
-                    sum[r * z.d + c] += isinf(*at) ? 0 : exp((double)*at) * p[r * z.d + c];
+                for (int64_t c = 0; c < z.dv; c++) {
+                    if (isinf(*at)) p[r * z.dv + c] = part % 2 ? 0 : 1e30f;
+                    sum[r * z.dv + c] += isinf(*at) ? 0 : exp((double)*at) * p[r * z.dv + c];
                 }
                 if (isinf(*at) && r % 11 == 0)
-                    for (int64_t c = 0; c < z.d; c++) p[r * z.d + c] = 0;
+                    for (int64_t c = 0; c < z.dv; c++) p[r * z.dv + c] = 0;
                 weight[r] += exp((double)*at);
             }
             struct attention_merge_args args = {.o = o,
@@ -394,8 +394,8 @@ TEST(merging_parts_gives_the_whole) {
             int64_t line = r % (z.a * z.b), i = r / (z.a * z.b);
             double got = lse[line * wide + i];
             /* four parts, each weight off by the rounding of an lse of size 80: 2^-17 each */
-            for (int64_t c = 0; c < z.d; c++)
-                EXPECT_NEAR(o[r * z.d + c], weight[r] > 0 ? sum[r * z.d + c] / weight[r] : 0, 1e-4);
+            for (int64_t c = 0; c < z.dv; c++)
+                EXPECT_NEAR(o[r * z.dv + c], weight[r] > 0 ? sum[r * z.dv + c] / weight[r] : 0, 1e-4);
             EXPECT(weight[r] > 0 ? fabs(got - log(weight[r])) < 1e-4 : got == (double)-INFINITY,
                    "%s: lse %g, not %g", backends[k]->backend, got, log(weight[r]));
         }
