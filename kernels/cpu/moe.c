@@ -119,26 +119,34 @@ static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-static void router_dx_body(void *context, int64_t begin, int64_t end, int thread) {
-    const struct router_backward_args *a = context;
-    float sums[STRIP], row[STRIP];
-    (void)thread;
-    for (int64_t j = 0; j < a->hidden; j += STRIP) {
-        int64_t n = least(STRIP, a->hidden - j);
-        for (int64_t t = begin; t < end; t++) {
-            void *dx = dtype_at(a->dx, a->dtype, t * a->hidden + j);
-            if (a->accumulate_dx)
-                rows_load(sums, dx, a->dtype, n);
-            else
-                memset(sums, 0, sizeof(sums));
-            for (int64_t e = 0; e < a->experts; e++) {
-                float factor = a->dlogits[t * a->experts + e];
-                rows_load(row, dtype_at(a->weight, a->dtype, e * a->hidden + j), a->dtype, n);
-                SIMD_LOOP for (int64_t x = 0; x < n; x++) sums[x] = MATH_FMA(factor, row[x], sums[x]);
-            }
-            rows_store(dx, sums, a->dtype, n);
+enum { DX_TOKENS = 4 }; /* that share the conversion of a strip of weights */
+
+/* A strip of dx of `count` tokens. */
+static void router_dx_strip(const struct router_backward_args *a, int64_t t0, int64_t count, int64_t j,
+                            int64_t n) {
+    float sums[DX_TOKENS][STRIP], row[STRIP];
+    for (int64_t i = 0; i < count; i++) {
+        memset(sums[i], 0, sizeof(sums[i]));
+        if (a->accumulate_dx)
+            rows_load(sums[i], dtype_at(a->dx, a->dtype, (t0 + i) * a->hidden + j), a->dtype, n);
+    }
+    for (int64_t e = 0; e < a->experts; e++) {
+        rows_load(row, dtype_at(a->weight, a->dtype, e * a->hidden + j), a->dtype, n);
+        for (int64_t i = 0; i < count; i++) {
+            float factor = a->dlogits[(t0 + i) * a->experts + e];
+            SIMD_LOOP for (int64_t x = 0; x < n; x++) sums[i][x] = MATH_FMA(factor, row[x], sums[i][x]);
         }
     }
+    for (int64_t i = 0; i < count; i++)
+        rows_store(dtype_at(a->dx, a->dtype, (t0 + i) * a->hidden + j), sums[i], a->dtype, n);
+}
+
+static void router_dx_body(void *context, int64_t begin, int64_t end, int thread) {
+    const struct router_backward_args *a = context;
+    (void)thread;
+    for (int64_t j = 0; j < a->hidden; j += STRIP)
+        for (int64_t t = begin; t < end; t += DX_TOKENS)
+            router_dx_strip(a, t, least(DX_TOKENS, end - t), j, least(STRIP, a->hidden - j));
 }
 
 /* A strip of columns of every expert; tokens in order. Each token's strip is loaded once per 16 experts. */

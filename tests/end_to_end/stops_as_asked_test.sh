@@ -49,8 +49,8 @@ is "N = 0" "$(run --recompute-granularity full --recompute-method uniform --reco
 is "N beyond the layers" "$(run --recompute-granularity full --recompute-method block --recompute-num-layers 9)" 2
 is "a module that the model does not have" "$(run --recompute-granularity selective --recompute-modules moe_act)" 2
 contains "names it" err "moe_act"
-is "a flag that is not built yet" "$(run --num-experts 8)" 2
-contains "is not called unknown" err "--num-experts"
+is "a flag that is not built yet" "$(run --moe-latent-size 8)" 2
+contains "is not called unknown" err "--moe-latent-size"
 is "no such data file" "$(status_of "$PRETRAIN" ${SMALL/--mock-data/--data-path nowhere})" 2
 contains "is named" err "nowhere"
 # shellcheck disable=SC2086
