@@ -11,7 +11,7 @@ padded_vocab_size recompute_activations weight_decay split dataloader_type yaml_
 help_recompute help_markdown expert_model_parallel_size expert_tensor_parallel_size
 num_layers_per_virtual_pipeline_stage num_virtual_stages_per_pipeline_rank use_distributed_optimizer
 num_distributed_optimizer_instances use_megatron_fsdp data_parallel_sharding_strategy cp_comm_type
-eval_micro_batch_size data_args_path per_split_data_args_path"
+eval_micro_batch_size moe_layer_freq data_args_path per_split_data_args_path"
 status=0
 for field in $(sed -n 's/^FLAG([A-Z]*, *\([A-Za-z0-9_]*\),.*/\1/p' core/config/flags.def); do
     case " $(echo $derived) " in *" $field "*) continue ;; esac

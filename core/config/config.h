@@ -118,20 +118,20 @@ struct config {
     int64_t running_ranks;
 
     /* Derived by config_validate; no flags. */
-    int mlp_activation;         /* MLP_ACTIVATION_*, same order as enum activation of the kernels */
-    int params_dtype;           /* PARAMS_DTYPE_* of weights and activations */
-    bool attention_blockwise;   /* flash; false: unfused, with s x s scores */
-    bool qkv_bias;              /* the QKV projection has a bias */
-    bool dynamic_loss_scale;    /* fp16 without --loss-scale */
-    int64_t data_parallel_size; /* world / (tensor * pipeline * context) */
-    int64_t virtual_stages;     /* model chunks of a pipeline stage; 1: not interleaved */
-    int sharding;               /* SHARDING_* over the data-parallel (times context) ranks */
-    int cp_comm;                /* CP_COMM_* */
-    int64_t rotary_dim;         /* rotated dims of a head; 0 without rotary positions */
+    int mlp_activation;            /* MLP_ACTIVATION_*, same order as enum activation of the kernels */
+    int params_dtype;              /* PARAMS_DTYPE_* of weights and activations */
+    bool attention_blockwise;      /* flash; false: unfused, with s x s scores */
+    bool qkv_bias;                 /* the QKV projection has a bias */
+    bool dynamic_loss_scale;       /* fp16 without --loss-scale */
+    int64_t data_parallel_size;    /* world / (tensor * pipeline * context) */
+    int64_t virtual_stages;        /* model chunks of a pipeline stage; 1: not interleaved */
+    int sharding;                  /* SHARDING_* over the data-parallel (times context) ranks */
+    int cp_comm;                   /* CP_COMM_* */
+    int64_t rotary_dim;            /* rotated dims of a head; 0 without rotary positions */
     const char *moe_layer_pattern; /* a '0' or '1' for each layer: 1 has experts; NULL without experts */
-    double output_init_std;     /* of attention and MLP output weights: init_method_std / sqrt(2 * layers) */
-    double split_weights[3];    /* train, validation, test; sum 1 */
-    int64_t batch_stage_count;  /* at least 1 */
+    double output_init_std;    /* of attention and MLP output weights: init_method_std / sqrt(2 * layers) */
+    double split_weights[3];   /* train, validation, test; sum 1 */
+    int64_t batch_stage_count; /* at least 1 */
     const struct config_batch_stage *batch_stages;             /* by rising first_sample; the first is 0 */
     int64_t lr_decay_steps, lr_wsd_decay_steps, wd_incr_steps; /* in samples; 0 without --train-iters */
     double lr_warmup_steps;                                    /* in samples, may have a fraction */
