@@ -69,7 +69,7 @@ struct plan_param {
     char *name;
     int num_dims;
     int64_t dims[2], count; /* local */
-    int groups;             /* matrices of dims[0] / groups rows, each packed by itself; 1: the whole is one */
+    int groups; /* matrices of dims[0] / groups rows, each packed by itself; 1: the whole is one */
     struct param_shard shard;
     enum param_init init;
     float init_std;

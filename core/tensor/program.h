@@ -69,7 +69,7 @@ struct param_info {
     int layer; /* layer of the segment that it belongs to, from 0 */
     int num_dims;
     int64_t dims[2]; /* of this rank's part */
-    int groups;      /* matrices of equal size, one after the other (experts), each packed by itself; 0: one */
+    int groups; /* matrices of equal size, one after the other (experts), each packed by itself; 0: one */
     struct param_shard shard;
     bool sum_over_tensor; /* each tensor-parallel rank makes a part of the gradient (sequence parallel) */
     enum param_init init;

@@ -64,7 +64,7 @@ struct executor {
     const struct param_view ***segment_views; /* per segment: per program parameter */
     uint32_t seed, iteration;
     struct router_losses router_losses; /* since executor_begin_step */
-    double loss_sum; /* masked token losses since executor_begin_step */
+    double loss_sum;                    /* masked token losses since executor_begin_step */
     double phase_seconds[PHASE_COUNT];
     size_t high_water;   /* end of the highest arena byte in use so far: the measured peak */
     struct trace *trace; /* NULL: no trace */

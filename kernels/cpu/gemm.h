@@ -45,8 +45,8 @@ size_t CPU(gemm_simd_workspace)(const struct gemm_args *args);
 void CPU(gemm_tiles)(const struct stream *stream, const struct gemm_args *args);
 size_t CPU(gemm_tiles_workspace)(const struct stream *stream, const struct gemm_args *args);
 size_t CPU(gemm_tiles_packed_bytes)(int64_t k, int64_t n);
-/* A product with packed B in pieces: how many areas it is cut into for so many threads, and one of them, by the
- * calling thread, in scratch of its own of at least the bound. */
+/* A product with packed B in pieces: how many areas it is cut into for so many threads, and one of them, by
+ * the calling thread, in scratch of its own of at least the bound. */
 int64_t CPU(gemm_tiles_areas)(const struct gemm_args *args, int64_t threads);
 void CPU(gemm_tiles_run)(const struct gemm_args *args, int64_t threads, int64_t area, unsigned char *space);
 /* No product with at most this m and k, and exactly this n, takes more: scratch of a thread, packed B. */
