@@ -83,7 +83,7 @@ static void route_forward(struct run *r, const struct op *o) {
     const struct moe_attributes *a = o->attributes;
     const struct router_shape *s = &a->shape;
     int32_t *dispatch = run_tensor(r, o->out[2]);
-    bool counts = r->training && run_is_first_forward(r);
+    bool counts = r->training && run_is_first_forward(r) && !run_is_meta(r);
     KERNEL_CALL(route_forward, r->stream, .probs = run_tensor(r, o->out[0]),
                 .experts = run_tensor(r, o->out[1]), .offsets = dispatch,
                 .row_of_slot = row_of_slot(dispatch, s), .slot_of_row = slot_of_row(dispatch, s),
