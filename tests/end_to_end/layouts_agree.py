@@ -261,8 +261,7 @@ def main():
         tap.ok(f"one rank, {' '.join(kind)}: runs{', and overflows at first' if 'fp16' in kind else ''}",
                len(norms) == 4 and (norms[0] is None) == ("fp16" in kind) and any(norms), norms, job.get().error())
     ones = {**ones, **halves}
-    names = list(RECOMPUTE)
-    table, settings = table + HALF, settings + [[names[i]] for i in range(len(HALF))]
+    table, settings = table + HALF, settings + [[[s for s in RECOMPUTE if RECOMPUTE[s][1](x)][i]] for i, x in enumerate(HALF)]
     rows = [(x, s) for x, s in zip(table, settings) if only <= set(name(x).split()) and not without & set(name(x).split())]
     started = []
     for layout, chosen in rows:
