@@ -42,9 +42,10 @@ finish() { # job, name: waits for its end, shows the log of a job that does not 
 }
 trains() { slurm_local_until 60 test -s "$DIR/$1.jsonl"; }
 processes_of() { # name: of its ranks
-    local pid
-    grep -lszxF "SAVE=$DIR/$1" /proc/[0-9]*/environ | cut -d/ -f3 | while read -r pid; do
-        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = pretrain_gpt ] && echo "$pid"
+    local process command
+    for process in /proc/[0-9]*; do
+        { read -r command <"$process/comm"; } 2>/dev/null && [ "$command" = pretrain_gpt ] || continue
+        grep -qszxF "SAVE=$DIR/$1" "$process/environ" && echo "${process#/proc/}"
     done
 }
 interrupt() { # job, name: TERM to its step in the middle; the ranks stand still meanwhile, so that they cannot be done before it comes
@@ -64,23 +65,23 @@ results() { sed 's/.*"iteration":\([0-9]*\),.*"lm_loss":\([^,]*\),.*"params_hash
 limited=$(submit limited 1000000 REQUEUE=0 --time=2 --signal=TERM@75)
 
 # ---- one run without interruption, and the same with each launcher, interrupted ----
-straight=$(submit straight 120)
+straight=$(submit straight 400)
 finish "$straight" straight
 is "sbatch of the 8B script, scaled down by variables, trains with srun --mpi=pmix" "$(state "$straight") $(exit_code "$straight")" "COMPLETED 0:0"
-is "to the last iteration" "$(value straight.jsonl iteration)" 120
-contains "and says so" straight.log "train.sh: done, iteration 120"
+is "to the last iteration" "$(value straight.jsonl iteration)" 400
+contains "and says so" straight.log "train.sh: done, iteration 400"
 
-interrupted=$(submit srun 120)
+interrupted=$(submit srun 400)
 interrupt "$interrupted" srun
 ok "a job that TERM stopped early requeues itself" requeued "$interrupted" srun
 saved=$(cat srun/latest_checkpointed_iteration.txt)
-ok "after a save in the middle of training" test "$saved" -gt 0 -a "$saved" -lt 120
+ok "after a save in the middle of training" test "$saved" -gt 0 -a "$saved" -lt 400
 finish "$interrupted" srun
 is "it ends well" "$(state "$interrupted") $(exit_code "$interrupted")" "COMPLETED 0:0"
-contains "it resumed by itself" srun.log "saved at iteration $saved of 120; requeueing" "restart 1" "from iteration $saved of 120"
+contains "it resumed by itself" srun.log "saved at iteration $saved of 400; requeueing" "restart 1" "from iteration $saved of 400"
 is "and loss and parameters are those of the run without interruption, in every iteration" "$(results srun.jsonl | md5sum)" "$(results straight.jsonl | md5sum)"
 
-interrupted=$(submit mpirun 120 LAUNCHER=mpirun)
+interrupted=$(submit mpirun 400 LAUNCHER=mpirun)
 interrupt "$interrupted" mpirun
 ok "the same with mpirun: TERM reaches its ranks, the job requeues itself" requeued "$interrupted" mpirun
 finish "$interrupted" mpirun

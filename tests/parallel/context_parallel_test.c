@@ -63,7 +63,8 @@ static void whole_run(struct whole *x, const struct setting *s, const struct ker
 }
 
 static struct whole whole_open(const struct setting *s, int ranks) {
-    struct whole x = {.z = {2 * ranks * s->chunk, s->b, s->a * ranks, s->g * ranks, s->d}};
+    struct whole x = {
+        .z = {.s = 2 * ranks * s->chunk, .b = s->b, .a = s->a * ranks, .g = s->g * ranks, .d = s->d}};
     x.w = (struct attention_window){.first_head = x.z.a * s->tp_rank, .heads = 2 * x.z.a, .seq = x.z.s};
     x.nq = x.z.b * x.z.a * x.z.s * x.z.d, x.nkv = x.z.b * x.z.g * x.z.s * x.z.d;
     void **const by_q[] = {&x.q, &x.d_o}, **const by_kv[] = {&x.k, &x.v};
