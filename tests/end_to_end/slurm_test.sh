@@ -48,15 +48,23 @@ processes_of() { # name: of its ranks
         grep -qszxF "SAVE=$DIR/$1" "$process/environ" && echo "${process#/proc/}"
     done
 }
-interrupt() { # job, name: TERM to its step in the middle; the ranks stand still meanwhile, so that they cannot be done before it comes
-    local ranks
-    trains "$2"
-    mapfile -t ranks < <(processes_of "$2")
-    kill -STOP "${ranks[@]}"
+# the program for jobs that are interrupted: in its first start each rank stands still after the first iterations, so that
+# however fast it trains, it cannot be done before the signal comes
+cat >"$DIR/held.sh" <<EOF
+#!/bin/bash
+if [ "\${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+    ( ( until [ -s "\$SAVE.jsonl" ]; do sleep 0.01; done; kill -STOP \$\$; echo \$\$ >>"\$SAVE.held" ) >/dev/null 2>&1 & )
+fi
+exec "$PRETRAIN" "\$@"
+EOF
+chmod +x "$DIR/held.sh"
+held() { [ "$(wc -l <"$DIR/$1.held")" = 2 ]; } 2>/dev/null
+interrupt() { # job, name: TERM to its step in the middle
+    slurm_local_until 60 held "$2" || echo "# the ranks of job $2 were not held"
     scancel --signal=TERM "$1"
     slurm_local_until 30 grep -qE "STEP .* CANCELLED|Forwarding signal" "$DIR/$2.log"
     sleep 0.5
-    kill -CONT "${ranks[@]}"
+    xargs kill -CONT <"$DIR/$2.held"
 }
 requeued() { slurm_local_until 60 grep -q requeueing "$DIR/$2.log" || { echo "# job $2 is $(state "$1")"; return 1; }; } # job, name
 results() { sed 's/.*"iteration":\([0-9]*\),.*"lm_loss":\([^,]*\),.*"params_hash":"\([^"]*\)".*/\1 \2 \3/' "$1"; }
@@ -71,7 +79,7 @@ is "sbatch of the 8B script, scaled down by variables, trains with srun --mpi=pm
 is "to the last iteration" "$(value straight.jsonl iteration)" 400
 contains "and says so" straight.log "train.sh: done, iteration 400"
 
-interrupted=$(submit srun 400)
+interrupted=$(submit srun 400 PRETRAIN="$DIR/held.sh")
 interrupt "$interrupted" srun
 ok "a job that TERM stopped early requeues itself" requeued "$interrupted" srun
 saved=$(cat srun/latest_checkpointed_iteration.txt)
@@ -81,7 +89,7 @@ is "it ends well" "$(state "$interrupted") $(exit_code "$interrupted")" "COMPLET
 contains "it resumed by itself" srun.log "saved at iteration $saved of 400; requeueing" "restart 1" "from iteration $saved of 400"
 is "and loss and parameters are those of the run without interruption, in every iteration" "$(results srun.jsonl | md5sum)" "$(results straight.jsonl | md5sum)"
 
-interrupted=$(submit mpirun 400 LAUNCHER=mpirun)
+interrupted=$(submit mpirun 400 LAUNCHER=mpirun PRETRAIN="$DIR/held.sh")
 interrupt "$interrupted" mpirun
 ok "the same with mpirun: TERM reaches its ranks, the job requeues itself" requeued "$interrupted" mpirun
 finish "$interrupted" mpirun
