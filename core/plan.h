@@ -29,6 +29,7 @@ struct plan_layout {
     int group;                          /* of interleaving, 0: the number of stages */
     bool late_receive;
     int data, data_rank; /* ranks that share gradients (data x context parallel), and this one */
+    int expert_data, expert_data_rank; /* the same for the parameters of experts */
     enum plan_sharding sharding;
     int num_buckets;           /* when not 0: buckets of about so many parts of all parameters */
     int64_t bucket_elements;   /* a bucket closes when it holds so many; 0: one per chunk */

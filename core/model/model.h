@@ -54,6 +54,8 @@ struct model {
     } moe;
     /* this rank's place; sizes 0 and 1 both mean no parallelism of that kind */
     int tp, tp_rank, cp, cp_rank;
+    int ep, ep_rank, etp,
+        etp_rank;           /* experts: ep ranks have different ones, etp ranks each a part of every one */
     bool sequence_parallel; /* hidden states between the linear layers are split over the tensor-parallel
                                ranks */
     enum model_cp_comm cp_comm;
@@ -89,6 +91,24 @@ static inline int64_t model_vocab(const struct model *m) {
 }
 static inline bool model_layer_is_moe(const struct model *m, int64_t layer) {
     return m->moe.experts > 0 && (!m->moe.pattern || m->moe.pattern[layer] == '1');
+}
+static inline int64_t model_ep(const struct model *m) {
+    return m->ep > 1 ? m->ep : 1;
+}
+static inline int64_t model_etp(const struct model *m) {
+    return m->etp > 1 ? m->etp : 1;
+}
+/* Experts of this expert-parallel rank: from experts * ep_rank / ep on; and the width of this rank's part of
+ * each. */
+static inline int64_t model_experts(const struct model *m) {
+    return m->moe.experts / model_ep(m);
+}
+static inline int64_t model_expert_ffn(const struct model *m) {
+    return m->moe.ffn / model_etp(m);
+}
+/* Ranks that exchange tokens: each has tokens of its own and etp of them share an expert. */
+static inline int64_t model_expert_ranks(const struct model *m) {
+    return model_ep(m) * model_etp(m);
 }
 int64_t model_num_moe_layers(const struct model *m);
 /* Tokens per sequence on this context-parallel rank: rows of what the linear layers and attention see. */

@@ -17,6 +17,8 @@ struct param_view {
 /* The groups that ops talk to; one rank each (`self`) without that kind of parallelism, `fake` on meta. */
 struct run_comms {
     struct comm *tp, *cp;
+    struct comm *expert;           /* expert x expert tensor; NULL without experts */
+    struct comm *tp_cp, *tp_dp_cp; /* the ranks of a sequence; of the global batch; NULL without experts */
 };
 
 /* One micro-batch, b sequences of this rank's s tokens. */

@@ -58,6 +58,9 @@ struct param_shard {
         int64_t first, count;
     } runs[PARAM_MAX_RUNS];
     int64_t first_col;
+    /* Equal matrices one after the other (experts): the whole parameter has full_groups of them, this part is
+     * matrices first_group and on, and runs are rows inside each matrix. 0: one matrix. */
+    int full_groups, first_group;
     /* Local rows from here on are also held by other tensor-parallel ranks (key and value heads when there
      * are fewer groups than ranks); 0: none. */
     int64_t shared_from_row;
@@ -72,6 +75,8 @@ struct param_info {
     int groups; /* matrices of equal size, one after the other (experts), each packed by itself; 0: one */
     struct param_shard shard;
     bool sum_over_tensor; /* each tensor-parallel rank makes a part of the gradient (sequence parallel) */
+    bool is_expert; /* held by an expert-parallel rank: summed and sharded over the expert-data-parallel group
+                     */
     enum param_init init;
     float init_std;
     unsigned forms;

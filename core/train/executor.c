@@ -52,6 +52,16 @@ static void open_requests(struct executor *e) {
     e->grad_sends = mem_new_array(struct comm_request *, grads, "requests");
 }
 
+int executor_list_comms(const struct executor_comms *c, struct comm *list[EXECUTOR_MAX_COMMS]) {
+    struct comm *const all[EXECUTOR_MAX_COMMS] = {
+        c->world,  c->tensor,      c->context,        c->pipeline,           c->data, c->embedding, c->kv,
+        c->expert, c->expert_data, c->tensor_context, c->tensor_data_context};
+    int count = 0;
+    for (int i = 0; i < EXECUTOR_MAX_COMMS; i++)
+        if (all[i]) list[count++] = all[i];
+    return count;
+}
+
 void executor_open(struct executor *e, const struct plan *plan, struct arena *arena, struct threads *threads,
                    uint32_t seed, const struct executor_comms *comms) {
     *e = (struct executor){.plan = plan, .arena = arena, .seed = seed};
@@ -289,7 +299,8 @@ static struct run make_run(struct executor *e, const struct action *a, int segme
         .loss_sum = &e->loss_sum,
         .aux_grad_scale = state->aux_grad_scale,
         .router_losses = &e->router_losses,
-        .comms = {e->comms.tensor, e->comms.context},
+        .comms = {e->comms.tensor, e->comms.context, e->comms.expert, e->comms.tensor_context,
+                  e->comms.tensor_data_context},
         .requests = e->requests,
         .hold = executor_at(e, slot + s->hold_offset),
         .weight_code = &c->weight};

@@ -38,10 +38,16 @@ struct micro_batch {
     float aux_grad_scale; /* of the routers' losses */
 };
 
-/* The groups of this rank (parallel/mesh.h). NULL members: one rank. */
+/* The groups of this rank (parallel/mesh.h). NULL members: one rank, or (expert*) a model without experts. */
 struct executor_comms {
     struct comm *world, *tensor, *context, *pipeline, *data, *embedding, *kv;
+    struct comm *expert;                               /* exchange tokens: expert x expert tensor */
+    struct comm *expert_data;                          /* hold the same experts */
+    struct comm *tensor_context, *tensor_data_context; /* whole sequences; whole batches: counts of routers */
 };
+enum { EXECUTOR_MAX_COMMS = 11 };
+/* Writes those that are open, in the order above; returns how many. */
+int executor_list_comms(const struct executor_comms *comms, struct comm *list[EXECUTOR_MAX_COMMS]);
 
 struct slot_state { /* what forward leaves for backward of the same micro-batch */
     float loss_grad_scale, aux_grad_scale;

@@ -22,10 +22,10 @@ static size_t fixed_bytes(const struct plan *plan) {
 /* Seconds that this rank stood still for others, since the last call. */
 static double waited_seconds(const struct trainer *t) {
     if (!t->ranks) return 0;
-    const struct executor_comms *c = &t->ranks->comms;
-    struct comm *const comms[] = {c->world, c->tensor, c->context, c->pipeline, c->data, c->embedding, c->kv};
+    struct comm *comms[EXECUTOR_MAX_COMMS];
+    int count = executor_list_comms(&t->ranks->comms, comms);
     double seconds = 0;
-    for (size_t i = 0; i < ARRAY_COUNT(comms); i++) {
+    for (int i = 0; i < count; i++) {
         for (int kind = 0; kind < COMM_KIND_COUNT; kind++)
             seconds += comm_stats(comms[i], (enum comm_kind)kind)->wait_seconds;
         comm_reset_stats(comms[i]);
