@@ -106,7 +106,7 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                           const struct linear_spec *spec) {
     char full[160];
     const struct tensor_info *t = &p->tensors[x];
-    struct grouped_attributes g = {m->moe.experts, t->dims[0], t->dims[1], spec->out_features};
+    struct grouped_attributes g = {model_experts(m), t->dims[0], t->dims[1], spec->out_features};
     int op = program_op(p, &op_grouped_linear, spec->name, (int[]){x, r.dispatch}, 2, &g, sizeof(g));
     snprintf(full, sizeof(full), "%s.weight", spec->prefix);
     program_param(p, op,
@@ -115,6 +115,8 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                                       .num_dims = 2,
                                       .dims = {g.groups * g.out, g.in},
                                       .groups = (int)g.groups,
+                                      .shard = spec->shard,
+                                      .is_expert = true,
                                       .init = PARAM_INIT_NORMAL,
                                       .init_std = spec->init_std,
                                       .forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD});
