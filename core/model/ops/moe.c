@@ -153,7 +153,7 @@ static const struct op_def op_scaled_activation = {"scaled_activation", scaled_f
 
 int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r) {
     struct moe_attributes moe = moe_attributes_of(m);
-    struct scaled_attributes a = {moe.shape, m->activation, moe_slots(&moe.shape), m->moe.ffn};
+    struct scaled_attributes a = {moe.shape, m->activation, moe_slots(&moe.shape), model_expert_ffn(m)};
     int op =
         program_op(p, &op_scaled_activation, "moe_act", (int[]){x, r.probs, r.dispatch}, 3, &a, sizeof(a));
     return program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);
