@@ -133,7 +133,7 @@ static inline double tiny_step(struct tiny *t, int64_t iteration) {
     size_t n = (size_t)(m->seq * m->micro_batch);
     int32_t *tokens = mem_new_array(int32_t, 3 * n, "tiny"), *labels = tokens + n, *positions = labels + n;
     float *mask = mem_new_array(float, n, "tiny");
-    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f};
+    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f, {0.004f, 0.003f}};
     executor_begin_step(&t->executor, iteration);
     const struct schedule_list *list = plan_actions(&t->plan, t->plan.request.micro_batches);
     for (int i = 0; i < list->count; i++) {

@@ -71,7 +71,7 @@ static double run_step(struct tiny *t, const struct safetensors *file) {
     golden_ids(golden(file, "tokens"), tokens, TOKENS);
     golden_ids(golden(file, "labels"), labels, TOKENS);
     for (int i = 0; i < TOKENS; i++) positions[i] = i % 12, mask[i] = 1;
-    struct micro_batch micro = {tokens, labels, positions, mask, 1.0f / TOKENS, 0, true, 1};
+    struct micro_batch micro = {tokens, labels, positions, mask, 1.0f / TOKENS, 0, true, 1, {0}};
     executor_begin_step(&t->executor, 0);
     const struct schedule_list *list = plan_actions(&t->plan, 1);
     for (int i = 0; i < list->count; i++) executor_run(&t->executor, &list->actions[i], &micro);
