@@ -37,6 +37,7 @@ static struct model random_model(void) {
         m.head_dim = m.plain_dim + m.rotary_dim;
         m.kv_rank = 1 + dice(20), m.q_rank = dice(2) * 9;
     }
+    if (!m.learned_positions) m.mtp_layers = dice(3);
     m.hidden_dropout = dice(2) ? 0.1f : 0;
     m.attention_dropout = dice(2) ? 0.1f : 0;
     if (dice(2)) return m;
