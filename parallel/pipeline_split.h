@@ -31,8 +31,8 @@ struct pipeline_split_options {
     int layers, stages, chunks;
     int first_layers, last_layers; /* of the first and the last stage; 0: not given */
     bool account_embedding, account_loss;
-    int mtp_layers;     /* of multi-token prediction, behind the head */
     const char *layout; /* NULL: not given */
+    int mtp_layers;     /* of multi-token prediction, behind the head */
 };
 
 /* Writes stages * chunks entries: out[chunk * stages + stage]. The message names the flags and the remedy. */
