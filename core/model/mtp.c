@@ -19,7 +19,7 @@
 #include <string.h>
 
 #define LAYER_PREFIX "decoder.layers.%d."
-#define PREFIX "mtp.layers.%d."
+#define PREFIX       "mtp.layers.%d."
 
 bool model_mtp_passes_on(const struct model *m, int layer) {
     return layer + 1 < m->mtp_layers;
