@@ -73,6 +73,10 @@ static const char *segment_label(const struct plan *plan, int segment, char *buf
     const struct plan_segment *s = &plan->segments[segment];
     if (s->kind == SEGMENT_EMBEDDING) return "embedding";
     if (s->kind == SEGMENT_HEAD) return "head";
+    if (s->kind == SEGMENT_MTP) {
+        snprintf(buffer, capacity, "multi-token prediction %d", s->first_layer + 1);
+        return buffer;
+    }
     if (s->num_layers == 1)
         snprintf(buffer, capacity, "layer %d", s->first_layer);
     else
@@ -255,7 +259,9 @@ void plan_print_trace(const struct plan *plan, FILE *out) {
             *was_shown = true;
         }
         if (s->kind == SEGMENT_LAYERS) continue;
-        fprintf(out, "recompute trace of %s:\n", s->kind == SEGMENT_EMBEDDING ? "the embedding" : "the head");
+        char name[48];
+        fprintf(out, "recompute trace of %s%s:\n", s->kind == SEGMENT_MTP ? "" : "the ",
+                segment_label(plan, i, name, sizeof(name)));
         for (int op = 0; op < c->program.num_ops; op++) {
             struct op_trace t = trace_op(c, op);
             trace_line(c->program.ops[op].name, t.reruns ? "RECOMPUTE" : "SAVE", t.kept_bytes,

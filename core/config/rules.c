@@ -308,6 +308,7 @@ int config_validate(struct config *cfg, const struct config_module *modules, int
     if (rules_pipeline(cfg, err) || rules_model(cfg, err) || rules_parallel_model(cfg, err)) return -1;
     if (rules_moe(cfg, err) || rules_recompute(cfg, modules, module_count, err) || rules_precision(cfg, err))
         return -1;
+    if (rules_mtp(cfg, err)) return -1;
     if (rules_data(cfg, err) || rules_output(cfg, err)) return -1;
     return rules_schedule(cfg, err) || rules_micro_batches(cfg, err) ? -1 : 0;
 }

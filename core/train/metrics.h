@@ -37,7 +37,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { METRICS_MAX_EXTRA = 12 };
+enum { METRICS_MAX_EXTRA = 16 };
 
 struct metrics_value {
     const char *name; /* must outlive the metrics object: a literal */

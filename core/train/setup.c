@@ -65,13 +65,14 @@ static void place_model(struct model *m, const struct config *cfg, const struct 
 }
 
 static int split_layers(struct setup *s, const struct config *cfg, struct err *err) {
-    struct pipeline_split_options options = {.layers = (int)cfg->num_layers,
-                                             .stages = (int)cfg->pipeline_model_parallel_size,
-                                             .chunks = (int)cfg->virtual_stages,
-                                             .account_embedding =
-                                                 cfg->account_for_embedding_in_pipeline_split,
-                                             .account_loss = cfg->account_for_loss_in_pipeline_split,
-                                             .layout = cfg->pipeline_model_parallel_layout};
+    struct pipeline_split_options options = {
+        .layers = (int)cfg->num_layers,
+        .stages = (int)cfg->pipeline_model_parallel_size,
+        .chunks = (int)cfg->virtual_stages,
+        .account_embedding = cfg->account_for_embedding_in_pipeline_split,
+        .account_loss = cfg->account_for_loss_in_pipeline_split,
+        .mtp_layers = config_is_set(cfg, mtp_num_layers) ? (int)cfg->mtp_num_layers : 0,
+        .layout = cfg->pipeline_model_parallel_layout};
     if (config_is_set(cfg, decoder_first_pipeline_num_layers))
         options.first_layers = (int)cfg->decoder_first_pipeline_num_layers;
     if (config_is_set(cfg, decoder_last_pipeline_num_layers))

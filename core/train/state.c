@@ -45,6 +45,7 @@ static struct checkpoint_model model_of(const struct trainer *t) {
     if (model_has_latents(m)) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--multi-latent-attention");
     if (m->rotary_interpolation > 1)
         snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--rotary-seq-len-interpolation-factor");
+    if (m->mtp_layers) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--mtp-num-layers");
     if (m->moe.experts) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--num-experts");
     return out;
 }

@@ -176,6 +176,7 @@ static struct flops_shape flops_shape_of(const struct model *m) {
                                 .num_query_groups = m->groups,
                                 .kv_channels = m->head_dim,
                                 .gated_linear_unit = activation_is_gated(m->activation),
+                                .mtp_num_layers = m->mtp_layers,
                                 .num_moe_layers = model_num_moe_layers(m),
                                 .moe_ffn_hidden_size = m->moe.ffn,
                                 .moe_router_topk = m->moe.topk,

@@ -71,6 +71,8 @@ struct trainer {
     struct lr_schedule lr, decoupled_lr;
     struct wd_schedule wd;
     bool has_decoupled_lr;
+    double mtp_tokens[MODEL_MAX_MTP_LAYERS]; /* of the last step, that count at each depth */
+    double mtp_loss[MODEL_MAX_MTP_LAYERS];   /* means over them */
     struct flops_shape flops;
     struct metrics *metrics; /* on rank 0 */
     struct tensorboard *tensorboard;
