@@ -116,7 +116,7 @@ struct checkpoint_model {
     int64_t qk_head_dim, qk_pos_emb_head_dim, v_head_dim;
     double mscale, mscale_all_dim;
     /* Mixture of experts in all layers from moe_dense_layers on; num_experts 0: none. */
-    int64_t num_experts, moe_dense_layers;
+    int64_t num_experts, moe_dense_layers;            /* 0: then ffn_hidden_size is moe_ffn_hidden_size */
     int64_t moe_ffn_hidden_size, moe_shared_ffn_size; /* shared: 0 for none */
     int64_t moe_topk, moe_num_groups, moe_group_topk; /* groups 0: none */
     double moe_scaling;                               /* of the probabilities; 1: none */

@@ -190,6 +190,7 @@ static void read_deepseek_experts(struct source *s, struct checkpoint_model *m) 
     int64_t groups = get_integer(s, "n_group", 1), best = get_integer(s, "topk_group", 1);
     m->num_experts = get_integer(s, "n_routed_experts", -1);
     m->moe_ffn_hidden_size = get_integer(s, "moe_intermediate_size", -1);
+    if (!m->moe_dense_layers) m->ffn_hidden_size = m->moe_ffn_hidden_size; /* no layer has the other */
     m->moe_shared_ffn_size = get_integer(s, "n_shared_experts", 1) * m->moe_ffn_hidden_size;
     m->moe_topk = get_integer(s, "num_experts_per_tok", -1);
     m->moe_scaling = get_double(s, "routed_scaling_factor", 1);
