@@ -90,6 +90,7 @@ enum checkpoint_activation {
     CHECKPOINT_SQUARED_RELU,
     CHECKPOINT_QUICK_GELU,
 };
+enum checkpoint_score { CHECKPOINT_SOFTMAX, CHECKPOINT_SIGMOID };
 
 /* What the weights mean. Decides the family of names, is stored in the manifest and compared on load. */
 struct checkpoint_model {
@@ -120,7 +121,8 @@ struct checkpoint_model {
     int64_t moe_ffn_hidden_size, moe_shared_ffn_size; /* shared: 0 for none */
     int64_t moe_topk, moe_num_groups, moe_group_topk; /* groups 0: none */
     double moe_scaling;                               /* of the probabilities; 1: none */
-    bool moe_sigmoid, moe_pre_softmax, moe_shared_gate, moe_expert_bias;
+    enum checkpoint_score moe_score;
+    bool moe_pre_softmax, moe_shared_gate, moe_expert_bias;
     char unlike_hf[96]; /* any other trait that Hugging Face's families do not have, as a flag; "" for none */
 };
 

@@ -42,7 +42,8 @@ double hf_yarn_concentration(const struct checkpoint_model *m) {
 /* ---- what config.json cannot say ---- */
 
 static const char *unlike_mixtral(const struct checkpoint_model *m) {
-    if (m->moe_sigmoid) return "--num-experts without --multi-latent-attention has softmax scores there";
+    if (m->moe_score != CHECKPOINT_SOFTMAX)
+        return "--num-experts without --multi-latent-attention has softmax scores there";
     if (m->moe_pre_softmax) return "--moe-router-pre-softmax";
     if (m->moe_num_groups) return "--moe-router-num-groups without --multi-latent-attention";
     return m->moe_scaling != 1 ? "--moe-router-topk-scaling-factor without --multi-latent-attention" : NULL;
@@ -53,7 +54,8 @@ static const char *unlike_deepseek(const struct checkpoint_model *m) {
     if (m->norm_epsilon != LATENT_NORM_EPSILON)
         return "--multi-latent-attention with --norm-epsilon other than 1e-6";
     if (!m->num_experts) return NULL;
-    if (!m->moe_sigmoid) return "--multi-latent-attention with --moe-router-score-function softmax";
+    if (m->moe_score != CHECKPOINT_SIGMOID)
+        return "--multi-latent-attention with a --moe-router-score-function other than sigmoid";
     if (m->num_experts < 2) return "--multi-latent-attention with --num-experts 1";
     if (m->moe_shared_ffn_size % m->moe_ffn_hidden_size)
         return "--moe-shared-expert-intermediate-size that is no multiple of --moe-ffn-hidden-size";
@@ -316,7 +318,7 @@ static void flags_of_experts(struct str *out, const struct checkpoint_model *m) 
     if (m->moe_shared_ffn_size)
         flag_integer(out, "moe_shared_expert_intermediate_size", m->moe_shared_ffn_size);
     flag_integer(out, "moe_router_topk", m->moe_topk);
-    flag_string(out, "moe_router_score_function", m->moe_sigmoid ? "sigmoid" : "softmax");
+    flag_string(out, "moe_router_score_function", m->moe_score == CHECKPOINT_SIGMOID ? "sigmoid" : "softmax");
     if (m->moe_num_groups) {
         flag_integer(out, "moe_router_num_groups", m->moe_num_groups);
         flag_integer(out, "moe_router_group_topk", m->moe_group_topk);

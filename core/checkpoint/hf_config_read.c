@@ -194,7 +194,7 @@ static void read_deepseek_experts(struct source *s, struct checkpoint_model *m) 
     m->moe_shared_ffn_size = get_integer(s, "n_shared_experts", 1) * m->moe_ffn_hidden_size;
     m->moe_topk = get_integer(s, "num_experts_per_tok", -1);
     m->moe_scaling = get_double(s, "routed_scaling_factor", 1);
-    m->moe_sigmoid = true;
+    m->moe_score = CHECKPOINT_SIGMOID;
     const struct json_node *score = member(s, "scoring_func"), *method = member(s, "topk_method");
     if (score && !is_word(score, "sigmoid")) fail(s, "scoring_func", "is not 'sigmoid': not supported");
     if (method && !is_word(method, "noaux_tc")) fail(s, "topk_method", "is not 'noaux_tc': not supported");

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum kind { INTEGER, COUNT /* 0 or more */, UNSIGNED, BOOLEAN, REAL, POSITION, ACTIVATION };
+enum kind { INTEGER, COUNT /* 0 or more */, UNSIGNED, BOOLEAN, REAL, POSITION, ACTIVATION, SCORE };
 enum match { SHAPE, MEANING, FREE }; /* what a difference between checkpoint and run spoils */
 
 struct field {
@@ -62,7 +62,7 @@ static const struct field model_fields[] = {
     ADDED(moe_num_groups, "--moe-router-num-groups", COUNT, MEANING),
     ADDED(moe_group_topk, "--moe-router-group-topk", COUNT, MEANING),
     ADDED(moe_scaling, "--moe-router-topk-scaling-factor", REAL, MEANING),
-    ADDED(moe_sigmoid, "--moe-router-score-function", BOOLEAN, MEANING),
+    ADDED(moe_score, "--moe-router-score-function", SCORE, MEANING),
     ADDED(moe_pre_softmax, "--moe-router-pre-softmax", BOOLEAN, MEANING),
 };
 
@@ -82,6 +82,7 @@ static const struct field state_fields[] = {
 
 static const char *const positions[] = {"learned_absolute", "rope", "none"};
 static const char *const activations[] = {"gelu", "gelu_tanh", "silu", "relu", "squared_relu", "quick_gelu"};
+static const char *const scores[] = {"softmax", "sigmoid"};
 
 const char *checkpoint_activation_name(enum checkpoint_activation activation) {
     return activations[activation];
@@ -110,6 +111,9 @@ static void write_field(struct str *out, const struct field *f, const void *reco
         break;
     case ACTIVATION:
         json_string(out, activations[*(const enum checkpoint_activation *)(const void *)at]);
+        break;
+    case SCORE:
+        json_string(out, scores[*(const enum checkpoint_score *)(const void *)at]);
         break;
     }
 }
@@ -149,6 +153,10 @@ static int read_field(const struct json_node *node, const struct field *f, void 
     case ACTIVATION:
         if ((word = find_word(node, activations, ARRAY_COUNT(activations))) < 0) return -1;
         *(enum checkpoint_activation *)at = (enum checkpoint_activation)word;
+        return 0;
+    case SCORE:
+        if ((word = find_word(node, scores, ARRAY_COUNT(scores))) < 0) return -1;
+        *(enum checkpoint_score *)at = (enum checkpoint_score)word;
         return 0;
     }
     return -1;

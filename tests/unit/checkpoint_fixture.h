@@ -69,7 +69,7 @@ static inline struct checkpoint_model fixture_deepseek(void) {
     m.num_experts = 4, m.moe_dense_layers = 1, m.moe_topk = 2;
     m.moe_ffn_hidden_size = 5, m.moe_shared_ffn_size = 10;
     m.moe_num_groups = 2, m.moe_group_topk = 1, m.moe_scaling = 2.5;
-    m.moe_sigmoid = m.moe_expert_bias = true;
+    m.moe_score = CHECKPOINT_SIGMOID, m.moe_expert_bias = true;
     return m;
 }
 

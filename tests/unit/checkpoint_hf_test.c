@@ -271,7 +271,7 @@ TEST(config_json_tells_the_model_and_is_read_back) {
     struct checkpoint_model latent = fixture_deepseek(), plain = latent, rounded = latent, one = latent;
     latent.num_experts = latent.moe_dense_layers = latent.moe_topk = latent.moe_ffn_hidden_size = 0;
     latent.moe_shared_ffn_size = latent.moe_num_groups = latent.moe_group_topk = 0;
-    latent.moe_scaling = 0, latent.moe_sigmoid = false, latent.q_lora_rank = 0;
+    latent.moe_scaling = 0, latent.moe_score = CHECKPOINT_SOFTMAX, latent.q_lora_rank = 0;
     plain.rope_scaling_factor = plain.mscale = plain.mscale_all_dim = 0;
     plain.moe_num_groups = plain.moe_group_topk = 0;
     rounded.mscale_all_dim = 0;
@@ -374,8 +374,8 @@ TEST(choices_of_experts_that_config_json_cannot_say_are_not_exported) {
     EXPECT_CONTAINS(checkpoint_unlike_family(&m), "--moe-router-pre-softmax");
     m = fixture_deepseek();
     EXPECT(!checkpoint_unlike_family(&m), "deepseek");
-    m.moe_sigmoid = false;
-    EXPECT_CONTAINS(checkpoint_unlike_family(&m), "softmax");
+    m.moe_score = CHECKPOINT_SOFTMAX;
+    EXPECT_CONTAINS(checkpoint_unlike_family(&m), "other than sigmoid");
     m = fixture_deepseek(), m.moe_topk = 4;
     EXPECT_CONTAINS(checkpoint_unlike_family(&m), "--moe-router-group-topk");
     m.moe_group_topk = 2; /* both groups */

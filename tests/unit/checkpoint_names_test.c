@@ -226,7 +226,7 @@ TEST(the_family_of_experts_and_latents_follows_from_the_tensors) {
     const char *why = NULL;
     struct checkpoint_model m = fixture_mixtral();
     EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MIXTRAL);
-    m.moe_sigmoid = true, m.moe_topk = 1;
+    m.moe_score = CHECKPOINT_SIGMOID, m.moe_topk = 1;
     EXPECT_EQ(checkpoint_family(&m, NULL), CHECKPOINT_MIXTRAL);
     m.moe_dense_layers = 1;
     EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MEGATRON);
