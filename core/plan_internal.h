@@ -9,6 +9,8 @@ size_t plan_take(struct plan *plan, enum plan_category category, size_t bytes);
 void plan_make_params(struct plan *plan);
 /* plan_cost.c: runs every list on the meta kernels. */
 void plan_measure_costs(struct plan *plan);
+/* One list by itself: cost->op_flops belongs to the caller. The plan needs its request only. */
+void plan_measure_compiled(const struct plan *plan, const struct compiled *c, struct compiled_cost *cost);
 /* plan_memory.c */
 void plan_place_frames(struct plan *plan);
 void plan_find_peak(struct plan *plan);

@@ -3,7 +3,7 @@
 #include "core/train/trainer.h"
 #include <stdio.h>
 
-static const struct kernels *kernels_from_config(const struct config *cfg, struct err *err) {
+const struct kernels *setup_kernels(const struct config *cfg, struct err *err) {
     static const char *const names[] = {[KERNELS_GENERIC] = "generic",
                                         [KERNELS_AVX2] = "avx2",
                                         [KERNELS_AVX512] = "avx512",
@@ -120,7 +120,8 @@ static struct plan_layout layout_from_config(struct setup *s, const struct confi
                                     config_is_set(cfg, ddp_num_buckets) ? (int)cfg->ddp_num_buckets : 0,
                                 .bucket_elements = bucket_elements(cfg, ranks),
                                 .overlap_param_gather = cfg->overlap_param_gather,
-                                .distribute_saved = cfg->distribute_saved_activations};
+                                .distribute_saved = cfg->distribute_saved_activations,
+                                .overlap_grad_reduce = cfg->overlap_grad_reduce};
 }
 
 /* Numbers of micro-batches that steps will have, the largest first. */
@@ -201,7 +202,7 @@ int setup_open(struct setup *s, const struct config *cfg, int rank, int threads,
     *s = (struct setup){0};
     struct mesh mesh;
     struct plan_request request = {.forward_only = cfg->skip_train};
-    request.kernels = kernels_from_config(cfg, err);
+    request.kernels = setup_kernels(cfg, err);
     if (!request.kernels) return -1;
     if (cfg->device == DEVICE_CUDA)
         return err_set(err, "--device cuda: this build has no CUDA backend; use --device cpu or auto");
@@ -213,6 +214,10 @@ int setup_open(struct setup *s, const struct config *cfg, int rank, int threads,
     request.model.vocab_used = s->vocab_size;
     place_model(&request.model, cfg, &mesh);
     request.recompute = policy_from_config(cfg);
+    if (cfg->hardware) {
+        if (hardware_open(cfg->hardware, &s->hardware, err)) return -1;
+        request.hardware = &s->hardware;
+    }
     request.layout = layout_from_config(s, cfg, &mesh);
     count_micro_batches(s, cfg, &request);
     if (check_modules(&request, err) || check_schedule(cfg, &request, err)) return -1;

@@ -15,6 +15,7 @@
 #include "core/optim/lr_schedule.h"
 #include "core/optim/wd_schedule.h"
 #include "core/plan.h"
+#include "core/plan_hardware.h"
 #include "core/train/executor.h"
 #include "core/train/flops.h"
 #include "core/train/metrics.h"
@@ -29,6 +30,7 @@ struct setup {
     struct threads *threads;
     struct pipeline_chunk *split; /* layers of every (chunk, stage) */
     int *counts;                  /* of micro-batches, for the plan */
+    struct hardware hardware;     /* of --hardware, or the default that --recompute-granularity auto takes */
     struct plan plan;
 };
 /* --print-schedule: what each stage does when, and how much of the time it stands idle. */
@@ -37,6 +39,10 @@ void setup_print_schedule(const struct setup *s, FILE *out);
  * unreadable tokenizer, vocabulary, unusable --kernels. */
 int setup_open(struct setup *s, const struct config *cfg, int rank, int threads, struct err *err);
 void setup_close(struct setup *s);
+/* The kernels of --kernels; NULL with a message when this processor does not have them. */
+const struct kernels *setup_kernels(const struct config *cfg, struct err *err);
+/* FLOPs that a batch of this model needs. */
+struct flops_shape setup_flops_shape(const struct model *m);
 
 /* What training carries from iteration to iteration, and a checkpoint to the next run. */
 struct train_state {
