@@ -39,6 +39,7 @@ static int train(const struct config *cfg, const struct ranks *ranks, struct err
         usage_error(ranks, err);
     } else {
         if (ranks->rank == 0) {
+            if (trainer.setup.planned_report.data) fputs(trainer.setup.planned_report.data, stdout);
             plan_print_memory(&trainer.setup.plan, 0, stdout);
             plan_print_recompute(&trainer.setup.plan, stdout);
             if (cfg->recompute_trace) plan_print_trace(&trainer.setup.plan, stdout);

@@ -2,6 +2,9 @@
 /* Private to core/plan*.c: the steps of plan_build. */
 #include "core/plan.h"
 
+/* Modules that every segment recomputes, whatever was chosen. */
+#define PLAN_ALWAYS_RECOMPUTED (RECOMPUTE_BIT(MODULE_tensor_gather) | RECOMPUTE_BIT(MODULE_moe_permute))
+
 /* Reserves bytes of a fixed region and returns its arena offset. */
 size_t plan_take(struct plan *plan, enum plan_category category, size_t bytes);
 /* plan_params.c: parameters of all segments, buckets, and the places of weights, gradients and optimizer

@@ -30,8 +30,9 @@ struct world {
 static int plan_stage(struct world *w, int rank, int stage, struct err *err) {
     const struct plan *plan = &w->any.plan;
     struct stage_plan *s = &w->stages[stage];
-    setup_close(&w->any);
-    if (setup_open(&w->any, w->cfg, rank, 0, err)) return -1;
+    if (w->any.threads ? setup_reopen(&w->any, w->cfg, rank, err) : setup_open(&w->any, w->cfg, rank, 0, err))
+        return -1;
+    if (rank == 0 && w->any.planned_report.data) fputs(w->any.planned_report.data, w->out);
     plan_print_memory(plan, rank, w->out);
     if (rank == 0) plan_print_recompute(plan, w->out);
     if (rank == 0 && w->cfg->recompute_trace) plan_print_trace(plan, w->out);

@@ -31,6 +31,10 @@ struct setup {
     struct pipeline_chunk *split; /* layers of every (chunk, stage) */
     int *counts;                  /* of micro-batches, for the plan */
     struct hardware hardware;     /* of --hardware, or the default that --recompute-granularity auto takes */
+    struct plan_request request;  /* what is the same for all ranks */
+    struct recompute_group *planned; /* --recompute-granularity auto: of all layers */
+    int num_planned;
+    struct str planned_report; /* what was chosen */
     struct plan plan;
 };
 /* --print-schedule: what each stage does when, and how much of the time it stands idle. */
@@ -38,6 +42,8 @@ void setup_print_schedule(const struct setup *s, FILE *out);
 /* `threads` is their number where --cpu-threads does not say; 0: one per processor. Errors are the user's:
  * unreadable tokenizer, vocabulary, unusable --kernels. */
 int setup_open(struct setup *s, const struct config *cfg, int rank, int threads, struct err *err);
+/* The plan of another rank of the same flags, instead of the one that `s` has. */
+int setup_reopen(struct setup *s, const struct config *cfg, int rank, struct err *err);
 void setup_close(struct setup *s);
 /* The kernels of --kernels; NULL with a message when this processor does not have them. */
 const struct kernels *setup_kernels(const struct config *cfg, struct err *err);
