@@ -26,7 +26,8 @@ struct stage {
     struct solve_front front;
     struct candidate *candidates;
     int num_candidates, capacity;
-    int *plain;                /* choices of plain settings */
+    int **plain; /* choices of plain settings */
+    int num_plain;
     struct compiled *compiled; /* the base's, then the table's */
     struct plan_segment *segments;
     struct plan_chunk *chunks;
@@ -61,20 +62,37 @@ static double choice_seconds(const struct stage *s, const int *choice) {
     return seconds;
 }
 
+/* Room for one more plain choice, which belongs to the stage. */
+static int *new_choice(struct stage *s) {
+    s->plain = mem_realloc(s->plain, (size_t)(s->num_plain + 1) * sizeof(*s->plain), "recompute candidates");
+    s->plain[s->num_plain] = mem_new_array(int, (size_t)s->num_layers + 1, "recompute candidates");
+    return s->plain[s->num_plain++];
+}
+
 /* full block n: the first n layers of each chunk as a whole, the others keep everything. */
 static void add_blocks(struct stage *s) {
-    int chunk = 0;
-    s->plain =
-        mem_new_array(int, (size_t)s->num_layers *(size_t)(s->num_layers + 1) + 1, "recompute candidates");
     for (int n = 0; n <= s->num_layers; n++) {
-        int *choice = s->plain + (ptrdiff_t)n * s->num_layers;
-        for (int i = 0; i < s->num_layers; i++) {
-            chunk = s->layers[i].first ? 0 : chunk + 1;
-            choice[i] = option_of(s->table, s->layers[i].kind,
-                                  chunk < n ? RECOMPUTE_BIT(MODULE_layer) : (recompute_set)0);
+        int *choice = new_choice(s);
+        for (int i = 0, in_chunk = 0; i < s->num_layers; i++) {
+            in_chunk = s->layers[i].first ? 0 : in_chunk + 1;
+            recompute_set set = in_chunk < n ? RECOMPUTE_BIT(MODULE_layer) : 0;
+            choice[i] = option_of(s->table, s->layers[i].kind, set);
         }
         add_candidate(s, choice_seconds(s, choice), choice, 0, 0);
     }
+}
+
+/* selective: a set of modules, of which each kind of layer takes those that it has. */
+static void add_sets(struct stage *s) {
+    recompute_set all = 0, set = 0;
+    for (int k = 0; k < s->table->num_kinds; k++) all |= s->table->modules[k];
+    do {
+        int *choice = new_choice(s);
+        for (int i = 0; i < s->num_layers; i++)
+            choice[i] = option_of(s->table, s->layers[i].kind, set & s->table->modules[s->layers[i].kind]);
+        add_candidate(s, choice_seconds(s, choice), choice, 0, 0);
+        set = (set - all) & all; /* the next subset */
+    } while (set);
 }
 
 static double layer_seconds(const struct plan *plan, double *rerun_p) {
@@ -112,6 +130,21 @@ static int by_seconds(const void *a, const void *b) {
     return x->order - y->order;
 }
 
+/* Where the order of the layers does not matter to memory, equal choices come together: those that keep least
+ * first, as full block does. */
+static void tidy(const struct stage *s, int *choice) {
+    const struct auto_option *options = s->table->options;
+    for (int i = 1; i < s->num_layers; i++)
+        for (int k = i; k > 0 && !s->layers[k].first && choice[k] >= 0 && choice[k - 1] >= 0; k--) {
+            const struct auto_option *a = &options[choice[k - 1]], *b = &options[choice[k]];
+            if (a->kind != b->kind || a->length > 1 || b->length > 1) break;
+            size_t before = a->compiled.frame_bytes, after = b->compiled.frame_bytes;
+            if (before < after || (before == after && choice[k - 1] <= choice[k])) break;
+            int swap = choice[k];
+            choice[k] = choice[k - 1], choice[k - 1] = swap;
+        }
+}
+
 /* The formulas of solve.h from the base plan. */
 static void search(struct stage *s) {
     const struct plan *base = s->base;
@@ -144,6 +177,8 @@ static void search(struct stage *s) {
     }
     solve_open(&p, &s->front);
     mem_free(options);
+    for (int i = 0; i < s->front.count && p.flat; i++)
+        tidy(s, s->front.choices + (ptrdiff_t)i * s->num_layers);
     for (int i = s->front.count - 1; i >= 0; i--)
         add_candidate(s, s->front.points[i].seconds, s->front.points[i].choice, 0, 0);
 }
@@ -169,6 +204,7 @@ static void stage_open(struct stage *s, const struct plan *base, const struct au
         }
     search(s);
     add_blocks(s);
+    add_sets(s);
     add_uniform(s);
     qsort(s->candidates, (size_t)s->num_candidates, sizeof(*s->candidates), by_seconds);
 }
@@ -178,6 +214,7 @@ static void stage_close(struct stage *s) {
     mem_free(s->layer);
     mem_free(s->layers);
     mem_free(s->candidates);
+    for (int i = 0; i < s->num_plain; i++) mem_free(s->plain[i]);
     mem_free(s->plain);
     mem_free(s->compiled);
     mem_free(s->segments);

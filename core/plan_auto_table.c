@@ -54,7 +54,7 @@ static void add_option(struct auto_table *t, const struct plan *base, int kind, 
 static void add_kind(struct auto_table *t, const struct plan *base, int kind, int longest) {
     const struct model *m = &base->request.model;
     int layers = (int)m->layers, first = find_run(t, layers, kind, 1);
-    recompute_set modules = modules_of(m, first), set = 0;
+    recompute_set modules = t->modules[kind] = modules_of(m, first), set = 0;
     do {
         add_option(t, base, kind, first, 1, set);
         set = (set - modules) & modules; /* the next subset */
@@ -84,6 +84,7 @@ void auto_table_open(struct auto_table *t, const struct plan *const *bases, int 
     *t = (struct auto_table){0};
     t->kind_of = mem_new_array(int, (size_t)base->request.model.layers, "recompute options");
     t->num_kinds = find_kinds(&base->request.model, t->kind_of);
+    t->modules = mem_new_array(recompute_set, (size_t)t->num_kinds, "recompute options");
     t->longest = longest_group(bases, stages);
     /* With buckets that live in unit buffers a group changes the fixed part: see auto_adds_uniform. */
     t->has_groups = base->request.layout.sharding < PLAN_SHARD_GRADS;
@@ -97,5 +98,6 @@ void auto_table_close(struct auto_table *t) {
     }
     mem_free(t->options);
     mem_free(t->kind_of);
+    mem_free(t->modules);
     *t = (struct auto_table){0};
 }
