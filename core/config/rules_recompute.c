@@ -172,7 +172,7 @@ static int read_budget(struct config *cfg, struct err *err) {
         cfg->recompute_budget_share = share;
         return 0;
     }
-    REQUIRE(!str_parse_bytes(text, &bytes) && bytes > 0 && bytes <= INT64_MAX,
+    REQUIRE(!str_parse_bytes(text, &bytes) && strchr(text, 'B') && bytes > 0 && bytes <= INT64_MAX,
             "--recompute-memory-budget %s: must be a size with its unit, as 70GiB, or a share from 0 to 1, "
             "as 0.9",
             text);
