@@ -12,7 +12,7 @@ struct auto_option {
 
 /* What layers may do; the same for all stages. */
 struct auto_table {
-    int *kind_of; /* per layer of the model */
+    int *kind_of;           /* per layer of the model */
     recompute_set *modules; /* per kind: those that its layers have */
     int num_kinds, longest;
     bool has_groups; /* options of several layers */
