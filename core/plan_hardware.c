@@ -66,7 +66,8 @@ static void fill_in(double *value, double otherwise) {
 static void complete(struct hardware *hw) {
     double *classes[] = {&hw->bandwidth_norm,    &hw->bandwidth_activation, &hw->bandwidth_residual,
                          &hw->bandwidth_dropout, &hw->bandwidth_softmax,    &hw->bandwidth_rows,
-                         &hw->bandwidth_copy,    &hw->bandwidth_optimizer};
+                         &hw->bandwidth_copy,    &hw->bandwidth_optimizer,  &hw->bandwidth_sum,
+                         &hw->bandwidth_pack};
     for (size_t i = 0; i < ARRAY_COUNT(classes); i++) fill_in(classes[i], hw->memory_bandwidth);
     fill_in(&hw->peak_bf16, hw->matrix_bf16);
     fill_in(&hw->peak_fp32, hw->matrix_fp32);
@@ -227,9 +228,11 @@ static double class_bandwidth(const struct hardware *hw, enum kernel_id id, bool
     case KERNEL_combine_rows:
         return hw->bandwidth_rows;
     case KERNEL_adamw:
-    case KERNEL_sum_squares:
         return hw->bandwidth_optimizer;
+    case KERNEL_sum_squares:
+        return hw->bandwidth_sum;
     case KERNEL_gemm_pack:
+        return hw->bandwidth_pack;
     case KERNEL_cast:
     case KERNEL_add:
     case KERNEL_fill:

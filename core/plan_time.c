@@ -131,19 +131,22 @@ static void time_shared(const struct plan *plan, struct stage_time *out) {
     out->exposed_gather = gather;
 }
 
+/* The norm of the gradients, the update, and the forms that the kernels read. */
 static double optimizer_seconds(const struct plan *plan) {
     const struct hardware *hw = plan->request.hardware;
     enum dtype dtype = plan->request.model.dtype;
-    double size = (double)dtype_bytes(dtype), bytes = 0, copies = 0;
+    double size = (double)dtype_bytes(dtype), updated = 0, held = 0, packed = 0, copied = 0;
     for (int i = 0; i < plan->num_params; i++) {
         const struct plan_param *p = &plan->params[i];
-        int forms = (p->packed_forward != SIZE_MAX) + (p->packed_backward != SIZE_MAX) +
-                    (p->plain != SIZE_MAX && dtype != DTYPE_F32);
         struct adamw_args args = {.n = p->held_count};
-        bytes += adamw_cost(&args).bytes + 4.0 * (double)p->held_count; /* the norm reads gradients once */
-        copies += forms * (double)p->count * (4 + size);
+        updated += adamw_cost(&args).bytes;
+        held += 4.0 * (double)p->held_count;
+        packed += ((p->packed_forward != SIZE_MAX) + (p->packed_backward != SIZE_MAX)) * (double)p->count *
+                  (4 + size);
+        if (p->plain != SIZE_MAX && dtype != DTYPE_F32) copied += (double)p->count * (4 + size);
     }
-    return bytes / hw->bandwidth_optimizer + copies / hw->bandwidth_copy;
+    return updated / hw->bandwidth_optimizer + held / hw->bandwidth_sum + packed / hw->bandwidth_pack +
+           copied / hw->bandwidth_copy;
 }
 
 void plan_time_stage(const struct plan *plan, struct stage_time *out) {
