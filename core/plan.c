@@ -49,7 +49,7 @@ static int compile_segment(struct plan *plan, enum segment_kind kind, int first_
     if (kind == SEGMENT_LAYERS) build_layers(&program, m, first_layer, num_layers);
     if (kind == SEGMENT_HEAD) build_head(&program, m);
     if (kind == SEGMENT_MTP) build_mtp(&program, m, first_layer);
-    selected |= RECOMPUTE_BIT(MODULE_tensor_gather) | RECOMPUTE_BIT(MODULE_moe_permute);
+    selected |= PLAN_ALWAYS_RECOMPUTED;
     recompute_compile(&program, selected, plan->schedule->splits_backward,
                       &plan->compiled[plan->num_compiled]);
     return plan->num_compiled++;

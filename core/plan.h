@@ -35,7 +35,10 @@ struct plan_layout {
     int64_t bucket_elements;   /* a bucket closes when it holds so many; 0: one per chunk */
     bool overlap_param_gather; /* one gather runs ahead of its use: a second staging buffer */
     bool distribute_saved;     /* recomputed segments keep a tensor-parallel share of their input */
+    bool overlap_grad_reduce;  /* for predicted times only */
 };
+
+struct hardware; /* plan_hardware.h */
 
 /* What the plan is made from. */
 struct plan_request {
@@ -49,6 +52,7 @@ struct plan_request {
     const struct kernels *kernels; /* decides packing and workspace */
     struct threads *threads;       /* workspace may depend on how many there are */
     struct plan_layout layout;
+    const struct hardware *hardware; /* rates for predicted times; NULL: none */
 };
 
 enum plan_category {
@@ -155,6 +159,9 @@ struct compiled_cost { /* of one run of the lists */
     struct kernel_cost forward, rerun, backward;
     double message_bytes; /* that this rank sends inside the lists (tensor and context parallel) */
     double *op_flops;     /* per op: FLOPs of its forward */
+    /* Predicted, with request.hardware: the forward list, the two parts of the backward list, the weight
+     * list. */
+    double forward_seconds, rerun_seconds, backward_seconds, weight_seconds;
 };
 
 /* How the parameters of a family are shared, and the buffers through which they pass. */

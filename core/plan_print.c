@@ -3,6 +3,7 @@
 #include "core/base/json.h"
 #include "core/base/mem.h"
 #include "core/base/str.h"
+#include "recompute/planned.h"
 #include <string.h>
 
 /* ---- bytes by module ---- */
@@ -127,7 +128,7 @@ static void print_choice(const struct plan *plan, const struct plan *without, co
     fprintf(out, "  %-12s saves %12s of the peak (%.1f%%), costs %.4g more matrix FLOPs per step (%.1f%%)\n",
             name, str_format_bytes(saved, sizeof(saved), less), share,
             plan->step_gemm_flops - without->step_gemm_flops, cost);
-    if (share < 1)
+    if (share < 1 && strcmp(name, "the plan"))
         fprintf(out,
                 "warning: recomputing %s saves %.2f%% of the peak on this configuration; leave it out, or "
                 "recompute "
@@ -157,14 +158,25 @@ static void print_full(const struct recompute_policy *policy, FILE *out) {
     }
 }
 
+static void print_planned(const struct recompute_policy *policy, FILE *out) {
+    struct str text = {0};
+    recompute_planned_describe(policy->planned, policy->num_planned, 0, &text);
+    fprintf(out, "recompute: as planned, %s\n", text.data);
+    str_free(&text);
+}
+
 void plan_print_recompute(const struct plan *plan, FILE *out) {
     const struct recompute_policy *policy = &plan->request.recompute;
     struct plan without, with;
     if (policy->granularity == RECOMPUTE_NONE) return;
-    if (policy->granularity == RECOMPUTE_FULL) {
+    if (policy->granularity == RECOMPUTE_FULL || policy->granularity == RECOMPUTE_PLANNED) {
+        bool planned = policy->granularity == RECOMPUTE_PLANNED;
         plan_with(plan, (struct recompute_policy){.granularity = RECOMPUTE_NONE}, &without);
-        print_full(policy, out);
-        print_choice(plan, &without, "full", out);
+        if (planned)
+            print_planned(policy, out);
+        else
+            print_full(policy, out);
+        print_choice(plan, &without, planned ? "the plan" : "full", out);
         plan_free(&without);
         return;
     }

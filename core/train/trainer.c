@@ -166,7 +166,7 @@ static int open_data(struct trainer *t, struct err *err) {
 
 /* ---- reports ---- */
 
-static struct flops_shape flops_shape_of(const struct model *m) {
+struct flops_shape setup_flops_shape(const struct model *m) {
     return (struct flops_shape){.num_layers = m->layers,
                                 .hidden_size = m->hidden,
                                 .ffn_hidden_size = m->ffn,
@@ -198,7 +198,7 @@ static double measured_peak(const struct trainer *t) {
 
 static int open_reports(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
-    t->flops = flops_shape_of(&t->setup.plan.request.model);
+    t->flops = setup_flops_shape(&t->setup.plan.request.model);
     t->timers = timers_open((int)cfg->timing_log_level, (enum timers_option)cfg->timing_log_option);
     t->timer_step = timers_add(t->timers, "forward-backward", 1);
     t->timer_data = timers_add(t->timers, "batch-generator", 2);
