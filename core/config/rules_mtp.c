@@ -2,7 +2,7 @@
 #include "core/config/rules.h"
 
 int rules_mtp(struct config *cfg, struct err *err) {
-    if (!config_is_set(cfg, mtp_num_layers)) {
+    if (!config_is_set(cfg, mtp_num_layers) || !cfg->mtp_num_layers) {
         REQUIRE(
             !GAVE(mtp_loss_scaling_factor),
             "--mtp-loss-scaling-factor has no effect without --mtp-num-layers: add --mtp-num-layers or drop "

@@ -52,7 +52,8 @@ TEST(what_does_not_go_together_is_refused_with_a_remedy) {
             "--position-embedding-type rope or none");
     refuses(ROPE, "--mtp-loss-scaling-factor 0.2", "--mtp-loss-scaling-factor has no effect",
             "add --mtp-num-layers");
-    refuses(ROPE, "--mtp-num-layers 0", "--mtp-num-layers", "1");
+    refuses(ROPE, "--mtp-num-layers 0 --mtp-loss-scaling-factor 0.2",
+            "--mtp-loss-scaling-factor has no effect", "add --mtp-num-layers");
     refuses(ROPE, "--mtp-num-layers 9", "--mtp-num-layers", "8");
     refuses(ROPE "--seq-length 4 ", "--mtp-num-layers 4", "--mtp-num-layers 4 leaves the last depth no token",
             "lower it");
@@ -80,6 +81,7 @@ static void expect_model(const char *head, const char *tail, int depths, double 
 TEST(flags_reach_the_model) {
     expect_model(ROPE, "", 0, 0.1, 0);
     expect_model(ROPE, "--mtp-num-layers 2", 2, 0.1, 0);
+    expect_model(BASE, "--mtp-num-layers 0", 0, 0.1, 0);
     expect_model(BASE, "--position-embedding-type none --mtp-num-layers 8 --mtp-loss-scaling-factor 0", 8, 0,
                  0);
     expect_model(ROPE, "--mtp-num-layers 3 --num-experts 4 --moe-layer-freq [0,1]", 3, 0.1, 4);
