@@ -300,6 +300,10 @@ static int rules_output(struct config *cfg, struct err *err) {
 
 int config_validate(struct config *cfg, const struct config_module *modules, int module_count,
                     struct err *err) {
+    if (cfg->find_max_micro_batch_size && !cfg->dry_run) {
+        cfg->dry_run = true;
+        config_derive(cfg, CONFIG_FLAG_dry_run, "--find-max-micro-batch-size");
+    }
     if (cfg->dry_run_json && !cfg->dry_run) {
         cfg->dry_run = true;
         config_derive(cfg, CONFIG_FLAG_dry_run, "--dry-run-json");

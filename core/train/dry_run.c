@@ -3,6 +3,7 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/plan_time.h"
+#include "core/train/find_micro_batch.h"
 #include "core/train/trainer.h"
 
 /* Ranks of one pipeline stage have the same plan: the first of them is printed, all are listed in the JSON.
@@ -115,7 +116,6 @@ static void summarize(struct world *w) {
         str_printf(&w->json, ", \"fits\": %s", left < 0 ? "false" : "true");
     }
     predict(w);
-    str_puts(&w->json, "}");
 }
 
 static void world_close(struct world *w) {
@@ -137,6 +137,13 @@ int dry_run(const struct config *cfg, FILE *out, struct err *err) {
     int failed = plan_ranks(&w, err);
     if (!failed) {
         summarize(&w);
+        if (cfg->find_max_micro_batch_size) {
+            str_puts(&w.json, ",\n\"largest_micro_batch\": ");
+            failed = find_max_micro_batch(cfg, out, &w.json, err);
+        }
+        str_puts(&w.json, "}");
+    }
+    if (!failed) {
         if (cfg->dry_run_json) failed = str_write_file(&w.json, cfg->dry_run_json, err);
     }
     if (failed) {

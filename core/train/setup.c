@@ -255,19 +255,25 @@ static int find_budget(const struct setup *s, const struct config *cfg, size_t *
     return 0;
 }
 
-static int search_plan(struct setup *s, const struct config *cfg, struct err *err) {
-    int stages = (int)cfg->pipeline_model_parallel_size, status = 0;
-    struct plan_auto chosen;
+int setup_requests(struct setup *s, const struct config *cfg, struct plan_request *requests,
+                   struct err *err) {
     struct mesh mesh;
+    for (int r = 0; r < cfg->pipeline_model_parallel_size; r++) {
+        if (ranks_mesh(cfg, 0, &mesh, err)) return -1;
+        if (ranks_mesh(cfg, mesh_stage_rank(&mesh, r), &mesh, err)) return -1;
+        requests[r] = request_of_rank(s, cfg, &mesh);
+    }
+    return 0;
+}
+
+static int search_plan(struct setup *s, const struct config *cfg, struct err *err) {
+    int stages = (int)cfg->pipeline_model_parallel_size;
+    struct plan_auto chosen;
     size_t budget;
     if (find_budget(s, cfg, &budget, err)) return -1;
     struct plan_request *requests =
         mem_new_array(struct plan_request, (size_t)stages, "requests of the stages");
-    for (int r = 0; r < stages && !status; r++) {
-        status = ranks_mesh(cfg, 0, &mesh, err);
-        if (!status) status = ranks_mesh(cfg, mesh_stage_rank(&mesh, r), &mesh, err);
-        if (!status) requests[r] = request_of_rank(s, cfg, &mesh);
-    }
+    int status = setup_requests(s, cfg, requests, err);
     if (!status) status = plan_auto_choose(requests, stages, budget, &chosen, err);
     if (!status) {
         plan_auto_describe(&chosen, &requests[0], budget, &s->planned_report);

@@ -44,6 +44,8 @@ void setup_print_schedule(const struct setup *s, FILE *out);
 int setup_open(struct setup *s, const struct config *cfg, int rank, int threads, struct err *err);
 /* The plan of another rank of the same flags, instead of the one that `s` has. */
 int setup_reopen(struct setup *s, const struct config *cfg, int rank, struct err *err);
+/* What the plan of a rank of each pipeline stage is made from, before recompute is chosen by auto. */
+int setup_requests(struct setup *s, const struct config *cfg, struct plan_request *requests, struct err *err);
 void setup_close(struct setup *s);
 /* The kernels of --kernels; NULL with a message when this processor does not have them. */
 const struct kernels *setup_kernels(const struct config *cfg, struct err *err);
