@@ -71,10 +71,39 @@ TEST(areas_never_overlap_and_reach_the_planned_peak_exactly) {
         plan_build(&request, &plan);
         timeline_open(&t, &plan);
         size_t highest = expect_consistent(&plan, &t);
+        expect_results(&plan, &t);
         EXPECT(highest == plan.arena_bytes, "configuration %d: the highest byte is %zu, the peak %zu", i,
                highest, plan.arena_bytes);
         timeline_close(&t);
         plan_free(&plan);
+    }
+}
+
+/* Bytes from `begin` on that are alive when a run ends. */
+static size_t alive_at_end(const struct timeline *t, int run, size_t begin, size_t bytes) {
+    struct timeline_alive *alive;
+    int count = timeline_alive_in(t, run, &alive), last = timeline_code(t, run)->num_instrs - 1;
+    size_t sum = 0;
+    for (int k = 0; k < count; k++) {
+        const struct timeline_area *a = &alive[k].area;
+        if (a->last == last && a->offset >= begin && a->offset + a->bytes <= begin + bytes) sum += a->bytes;
+    }
+    mem_free(alive);
+    return sum;
+}
+
+/* A forward leaves the next segment's input; a backward without weight gradients all that those will read. */
+static void expect_results(const struct plan *plan, const struct timeline *t) {
+    for (int run = 0; run < t->num_runs; run++) {
+        const struct action *a = &t->list->actions[t->runs[run].action];
+        int segment = t->runs[run].segment;
+        const struct plan_segment *s = &plan->segments[segment];
+        const struct plan_chunk *chunk = &plan->chunks[s->chunk];
+        size_t slot = timeline_slot(t, run), held = plan->compiled[s->compiled].weight.work_bytes;
+        if (a->kind == ACTION_FORWARD && segment + 1 < chunk->first_segment + chunk->num_segments)
+            EXPECT_EQ(alive_at_end(t, run, slot + s[1].input_offset, s[1].frame_offset - s[1].input_offset),
+                      plan_hidden_bytes(plan));
+        if (a->kind == ACTION_BACKWARD) EXPECT_EQ(alive_at_end(t, run, slot + s->hold_offset, held), held);
     }
 }
 
@@ -106,6 +135,7 @@ TEST(every_stage_of_every_schedule_reaches_its_peak) {
             plan_build(&request, &plan);
             timeline_open(&t, &plan);
             size_t highest = expect_consistent(&plan, &t);
+            expect_results(&plan, &t);
             EXPECT(highest == plan.arena_bytes, "%s, stage %d of %d: the highest byte is %zu, the peak %zu",
                    cases[c].schedule, stage, cases[c].stages, highest, plan.arena_bytes);
             timeline_close(&t);
