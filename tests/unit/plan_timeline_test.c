@@ -63,22 +63,6 @@ static size_t expect_consistent(const struct plan *plan, const struct timeline *
     return highest;
 }
 
-TEST(areas_never_overlap_and_reach_the_planned_peak_exactly) {
-    for (int i = 0; i < 60; i++) {
-        struct plan_request request = random_request();
-        struct plan plan;
-        struct timeline t;
-        plan_build(&request, &plan);
-        timeline_open(&t, &plan);
-        size_t highest = expect_consistent(&plan, &t);
-        expect_results(&plan, &t);
-        EXPECT(highest == plan.arena_bytes, "configuration %d: the highest byte is %zu, the peak %zu", i,
-               highest, plan.arena_bytes);
-        timeline_close(&t);
-        plan_free(&plan);
-    }
-}
-
 /* Bytes from `begin` on that are alive when a run ends. */
 static size_t alive_at_end(const struct timeline *t, int run, size_t begin, size_t bytes) {
     struct timeline_alive *alive;
@@ -104,6 +88,22 @@ static void expect_results(const struct plan *plan, const struct timeline *t) {
             EXPECT_EQ(alive_at_end(t, run, slot + s[1].input_offset, s[1].frame_offset - s[1].input_offset),
                       plan_hidden_bytes(plan));
         if (a->kind == ACTION_BACKWARD) EXPECT_EQ(alive_at_end(t, run, slot + s->hold_offset, held), held);
+    }
+}
+
+TEST(areas_never_overlap_and_reach_the_planned_peak_exactly) {
+    for (int i = 0; i < 60; i++) {
+        struct plan_request request = random_request();
+        struct plan plan;
+        struct timeline t;
+        plan_build(&request, &plan);
+        timeline_open(&t, &plan);
+        size_t highest = expect_consistent(&plan, &t);
+        expect_results(&plan, &t);
+        EXPECT(highest == plan.arena_bytes, "configuration %d: the highest byte is %zu, the peak %zu", i,
+               highest, plan.arena_bytes);
+        timeline_close(&t);
+        plan_free(&plan);
     }
 }
 
