@@ -103,6 +103,12 @@ $B/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,CC,$<)
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+# the page of --memory-timeline as a C string
+$B/core/plan_timeline_page.inc: core/plan_timeline.html
+	@mkdir -p $(@D)
+	$(Q)sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&\\n"/' $< >$@
+$B/core/train/memory_timeline.o: $B/core/plan_timeline_page.inc
+$B/core/train/memory_timeline.o: CPPFLAGS += -DTIMELINE_PAGE='"$B/core/plan_timeline_page.inc"'
 $B/parallel/comm/mpi_%.o: CPPFLAGS += $(MPI_CPPFLAGS)
 $B/core/base/version.o: CPPFLAGS += -DBUILD_SETTINGS='"$(CCNAME) pcre2=$(PCRE2) yaml=$(YAML) cuda=$(CUDA) nccl=$(NCCL) mpi=$(MPI) cpu=[$(ISAS)]$(if $(SAN), san=$(SAN))"'
 -include $(shell find $B -name '*.d' 2>/dev/null)
