@@ -32,7 +32,8 @@ struct checkpoint_entry *checkpoint_entries_of_all(const struct checkpoint_model
             mem_free(entries.list);
             return NULL;
         }
-        for (int k = entries.count - n; k < entries.count; k++) entries.list[k].tensor = i;
+        for (int k = entries.count - n; k < entries.count; k++)
+            entries.list[k].tensor = i, entries.list[k].is_state = all[i].is_state;
     }
     *count_p = entries.count;
     return entries.list;
@@ -65,6 +66,7 @@ static void plan_files(struct checkpoint_job *job, const char *stem, enum checkp
     int first = job->num_outputs, file = new_output(job);
     for (int i = 0; i < job->num_entries; i++) {
         const struct checkpoint_entry *e = &job->entries[i];
+        if (from > CHECKPOINT_MASTER && e->is_state) continue;
         int64_t bytes = e->dims[0] * e->dims[1] * (int64_t)sizeof(float) * (int64_t)(to - from);
         const struct safetensors_layout *layout = &job->outputs[file].layout;
         if (layout->count && (int64_t)layout->data_bytes + bytes > max_bytes) file = new_output(job);

@@ -118,8 +118,11 @@ static void add_router_losses(const struct trainer *t, struct metrics_record *re
     const struct router_losses *l = &t->executor.router_losses;
     if (!m->moe.experts) return;
     if (m->moe.balance_coeff != 0)
-        record->extra[record->num_extra++] = (struct metrics_value){
-            m->moe.balance_by_sequence ? "seq_load_balancing_loss" : "load_balancing_loss", l->balance};
+        record->extra[record->num_extra++] =
+            (struct metrics_value){m->moe.balance_globally      ? "global_load_balancing_loss"
+                                   : m->moe.balance_by_sequence ? "seq_load_balancing_loss"
+                                                                : "load_balancing_loss",
+                                   l->balance};
     if (m->moe.z_coeff != 0) record->extra[record->num_extra++] = (struct metrics_value){"z_loss", l->z};
 }
 

@@ -45,7 +45,12 @@ static struct model random_model(void) {
     m.moe.ffn = 8 * (1 + dice(8));
     m.moe.shared_ffn = dice(2) ? 8 * (1 + dice(8)) : 0;
     m.moe.shared_gate = dice(2);
-    m.moe.score = (enum router_score)dice(2);
+    m.moe.score = (enum router_score)dice(3);
+    m.moe.expert_bias = m.moe.score != ROUTER_SOFTMAX && dice(2);
+    m.moe.balance_globally = dice(2);
+    m.moe.jitter = dice(2) ? 0.1f : 0;
+    m.moe.capacity_factor = dice(2) ? 0.5 * (1 + dice(4)) : 0;
+    m.moe.pads_to_capacity = m.moe.capacity_factor > 0 && dice(2);
     m.moe.pattern = dice(2) ? "10101" : NULL;
     return m;
 }
