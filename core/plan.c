@@ -55,7 +55,7 @@ static void add_segment(struct plan *plan, enum segment_kind kind, int first_lay
                                                                  .num_layers = num_layers,
                                                                  .selected = selected,
                                                                  .chunk = plan->num_chunks,
-                                                                 .unit = -1};
+                                                                 .unit = {-1, -1}};
     chunk->num_segments++;
 }
 

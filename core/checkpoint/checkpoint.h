@@ -62,6 +62,10 @@ struct checkpoint_shape {
  *     global rows 0 .. 7 of [gate; up], rank 1 of 2      rows = {2, 2}, {6, 2}
  *     . . G G . . U U                                    local rows: G G U U
  *
+ * Of equal matrices one after the other (experts) it may be the same runs of rows inside each of several.
+ *
+ *     two experts of [gate; up] from the third on       num_groups = 2, first_group = 2, group_rows = 8
+ *
  * Of that block's elements, in row-major order, the rank holds [begin, end): all of them, or a shard of the
  * distributed optimizer, which cuts anywhere and may be empty. */
 struct checkpoint_tensor {
@@ -71,6 +75,8 @@ struct checkpoint_tensor {
     struct checkpoint_row_run {
         int64_t first, count;
     } rows[CHECKPOINT_MAX_ROW_RUNS]; /* unused ones are zero */
+    int64_t num_groups, first_group; /* 0: one matrix, and the runs are of rows of the tensor */
+    int64_t group_rows;              /* of a whole group */
     int64_t first_col, num_cols;     /* 0 and 1 for num_dims 1 */
     int64_t begin, end;
     float *master;               /* element `begin` */

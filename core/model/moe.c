@@ -45,17 +45,20 @@ int build_moe(struct program *p, const struct model *m, int x) {
     int permute = program_begin(p, MODULE_moe_permute);
     int rows = op_add_permute(p, m, x, r);
     program_end(p, permute);
-    int u = op_add_grouped_linear(p, m, rows, r,
-                                  &(struct linear_spec){.name = "experts_fc1",
-                                                        .prefix = "decoder.layers.%d.mlp.experts.linear_fc1",
-                                                        .out_features = (gated ? 2 : 1) * m->moe.ffn,
-                                                        .init_std = m->init_std});
+    int u = op_add_grouped_linear(
+        p, m, rows, r,
+        &(struct linear_spec){.name = "experts_fc1",
+                              .prefix = "decoder.layers.%d.mlp.experts.linear_fc1",
+                              .shard = shard_expert_rows(m, gated ? 2 : 1, m->moe.ffn, m->hidden),
+                              .out_features = (gated ? 2 : 1) * model_expert_ffn(m),
+                              .init_std = m->init_std});
     int act = program_begin(p, MODULE_moe_act);
     int a = op_add_scaled_activation(p, m, u, r);
     program_end(p, act);
     int y = op_add_grouped_linear(p, m, a, r,
                                   &(struct linear_spec){.name = "experts_fc2",
                                                         .prefix = "decoder.layers.%d.mlp.experts.linear_fc2",
+                                                        .shard = shard_expert_cols(m, m->hidden, m->moe.ffn),
                                                         .out_features = m->hidden,
                                                         .init_std = m->output_init_std});
     y = op_add_unpermute(p, m, y, r);

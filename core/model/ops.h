@@ -41,6 +41,10 @@ struct param_shard shard_rows(const struct model *m, int64_t rows, int64_t cols)
 struct param_shard shard_gated_rows(const struct model *m, int64_t half, int64_t cols);
 struct param_shard shard_qkv_rows(const struct model *m, int64_t cols);
 struct param_shard shard_cols(const struct model *m, int64_t rows, int64_t cols);
+/* Of the experts' weights, one after the other: this expert-parallel rank's experts, of each the
+ * expert-tensor-parallel rank's rows (of `parts` equal parts, 2 for [gate; up], an even split) or columns. */
+struct param_shard shard_expert_rows(const struct model *m, int parts, int64_t part, int64_t cols);
+struct param_shard shard_expert_cols(const struct model *m, int64_t rows, int64_t cols);
 /* qkv [s, b, g (a/g + 2) d] -> qkv_out = {q, k, v}, head-major, with QK norm and rotary embedding. */
 void op_add_qkv_split(struct program *p, const struct model *m, int qkv, int qkv_out[3]);
 /* Multi-latent attention: kv_down [s, b, rank + dr] -> latents = {latent [s, b, rank], k_pe [s, b, dr]}; and
@@ -78,7 +82,8 @@ struct routing op_add_route(struct program *p, const struct model *m, int logits
 /* x [s, b, h] -> rows [t k, h], and the sum of each token's rows. */
 int op_add_permute(struct program *p, const struct model *m, int x, struct routing r);
 int op_add_unpermute(struct program *p, const struct model *m, int y, struct routing r);
-/* Rows [t k, in] -> [t k, out] with each expert's own weight; one parameter [E out, in]. */
+/* Rows [t k, in] -> [t k, out] with each expert's own weight; one parameter [E out, in] of which this rank
+ * holds what spec->shard says: its experts, of each spec->out_features rows and as many columns as x has. */
 int op_add_grouped_linear(struct program *p, const struct model *m, int x, struct routing r,
                           const struct linear_spec *spec);
 /* activation(x) times the row's probability. */

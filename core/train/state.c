@@ -88,6 +88,21 @@ static struct checkpoint_model model_of(const struct trainer *t) {
     return out;
 }
 
+/* Which rows of the whole tensor the parameter's rows are. */
+static void set_rows(struct checkpoint_tensor *c, const struct plan_param *p) {
+    const struct param_shard *s = &p->shard;
+    int64_t of_group = s->full_groups ? s->full[0] / s->full_groups : 0;
+    for (int i = 0; i < s->num_runs; i++)
+        c->rows[i] = (struct checkpoint_row_run){s->runs[i].first, s->runs[i].count};
+    if (!s->num_runs) { /* whole groups follow one another */
+        c->rows[0] = (struct checkpoint_row_run){s->first_group * of_group, p->dims[0]};
+    } else if (s->full_groups) {
+        c->num_groups = p->groups;
+        c->first_group = s->first_group;
+        c->group_rows = of_group;
+    }
+}
+
 /* The held elements of one parameter, from the first on: those that this rank saves, then replicas of others.
  */
 static void list_part(struct trainer *t, const struct plan_param *p, int64_t first, int64_t count,
@@ -95,15 +110,13 @@ static void list_part(struct trainer *t, const struct plan_param *p, int64_t fir
     struct checkpoint_tensor c = {.name = p->name,
                                   .num_dims = p->num_dims,
                                   .dims = {p->shard.full[0], p->shard.full[1]},
-                                  .rows = {{0, p->dims[0]}},
                                   .first_col = p->shard.first_col,
                                   .num_cols = p->dims[1],
                                   .begin = p->held_begin + first,
                                   .end = p->held_begin + first + count,
                                   .writes = writes};
     size_t skip = (size_t)first * sizeof(float);
-    for (int i = 0; i < p->shard.num_runs; i++)
-        c.rows[i] = (struct checkpoint_row_run){p->shard.runs[i].first, p->shard.runs[i].count};
+    set_rows(&c, p);
     c.master = executor_at(&t->executor, p->master + skip);
     if (with_optimizer) {
         c.exp_avg = executor_at(&t->executor, p->exp_avg + skip);

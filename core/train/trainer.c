@@ -245,8 +245,10 @@ static void gather_ranks(struct trainer *t) {
 /* Ranks that compute the same layers must have the same plan. */
 static void check_equal_plans(const struct trainer *t) {
     if (!t->ranks) return;
-    struct comm *const comms[] = {t->ranks->comms.tensor, t->ranks->comms.data};
+    const struct executor_comms *c = &t->ranks->comms;
+    struct comm *const comms[] = {c->tensor, c->data, c->expert, c->expert_data};
     for (size_t i = 0; i < ARRAY_COUNT(comms); i++) {
+        if (!comms[i]) continue;
         int64_t hashes[2] = {(int64_t)t->setup.plan.hash, -(int64_t)t->setup.plan.hash};
         comm_all_reduce(comms[i], &hashes[0], 1, COMM_I64, COMM_MAX);
         comm_all_reduce(comms[i], &hashes[1], 1, COMM_I64, COMM_MAX);

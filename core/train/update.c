@@ -18,15 +18,10 @@ static struct rng_key init_key(const struct executor *e, const char *name) {
 }
 
 int64_t update_global_element(const struct plan_param *p, int64_t element, int64_t *count_p) {
-    int64_t cols = p->dims[1], row = element / cols, col = element % cols, rows_here = p->dims[0] - row;
-    int64_t global_row = row;
-    for (int i = 0, first = 0; i < p->shard.num_runs; first += (int)p->shard.runs[i].count, i++)
-        if (row >= first && row < first + p->shard.runs[i].count) {
-            global_row = p->shard.runs[i].first + row - first;
-            rows_here = first + p->shard.runs[i].count - row;
-        }
-    *count_p = cols == p->shard.full[1] ? rows_here * cols - col : cols - col;
-    return global_row * p->shard.full[1] + p->shard.first_col + col;
+    int64_t cols = p->dims[1], col = element % cols, rows;
+    int64_t row = plan_global_row(p, element / cols, &rows);
+    *count_p = cols == p->shard.full[1] ? rows * cols - col : cols - col;
+    return row * p->shard.full[1] + p->shard.first_col + col;
 }
 
 static void fill_normal(struct executor *e, const struct plan_param *p) {

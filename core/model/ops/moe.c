@@ -106,7 +106,7 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                           const struct linear_spec *spec) {
     char full[160];
     const struct tensor_info *t = &p->tensors[x];
-    struct grouped_attributes g = {m->moe.experts, t->dims[0], t->dims[1], spec->out_features};
+    struct grouped_attributes g = {model_experts(m), t->dims[0], t->dims[1], spec->out_features};
     int op = program_op(p, &op_grouped_linear, spec->name, (int[]){x, r.dispatch}, 2, &g, sizeof(g));
     snprintf(full, sizeof(full), "%s.weight", spec->prefix);
     program_param(p, op,
@@ -115,6 +115,8 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                                       .num_dims = 2,
                                       .dims = {g.groups * g.out, g.in},
                                       .groups = (int)g.groups,
+                                      .shard = spec->shard,
+                                      .is_expert = true,
                                       .init = PARAM_INIT_NORMAL,
                                       .init_std = spec->init_std,
                                       .forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD});
@@ -151,7 +153,7 @@ static const struct op_def op_scaled_activation = {"scaled_activation", scaled_f
 
 int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r) {
     struct moe_attributes moe = moe_attributes_of(m);
-    struct scaled_attributes a = {moe.shape, m->activation, moe_rows(&moe.shape), m->moe.ffn};
+    struct scaled_attributes a = {moe.shape, m->activation, moe_rows(&moe.shape), model_expert_ffn(m)};
     int op =
         program_op(p, &op_scaled_activation, "moe_act", (int[]){x, r.probs, r.dispatch}, 3, &a, sizeof(a));
     return program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);
