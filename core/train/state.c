@@ -85,6 +85,7 @@ static struct checkpoint_model model_of(const struct trainer *t) {
     if (m->moe.experts) describe_experts(cfg, m, &out);
     if (m->rotary_interpolation > 1)
         snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--rotary-seq-len-interpolation-factor");
+    if (m->mtp_layers) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--mtp-num-layers");
     return out;
 }
 

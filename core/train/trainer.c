@@ -166,7 +166,7 @@ static int open_data(struct trainer *t, struct err *err) {
 
 /* ---- reports ---- */
 
-static struct flops_shape flops_shape_of(const struct model *m) {
+struct flops_shape setup_flops_shape(const struct model *m) {
     return (struct flops_shape){.num_layers = m->layers,
                                 .hidden_size = m->hidden,
                                 .ffn_hidden_size = m->ffn,
@@ -176,6 +176,7 @@ static struct flops_shape flops_shape_of(const struct model *m) {
                                 .num_query_groups = m->groups,
                                 .kv_channels = m->head_dim,
                                 .gated_linear_unit = activation_is_gated(m->activation),
+                                .mtp_num_layers = m->mtp_layers,
                                 .num_moe_layers = model_num_moe_layers(m),
                                 .moe_ffn_hidden_size = m->moe.ffn,
                                 .moe_router_topk = m->moe.topk,
@@ -197,7 +198,7 @@ static double measured_peak(const struct trainer *t) {
 
 static int open_reports(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
-    t->flops = flops_shape_of(&t->setup.plan.request.model);
+    t->flops = setup_flops_shape(&t->setup.plan.request.model);
     t->timers = timers_open((int)cfg->timing_log_level, (enum timers_option)cfg->timing_log_option);
     t->timer_step = timers_add(t->timers, "forward-backward", 1);
     t->timer_data = timers_add(t->timers, "batch-generator", 2);
@@ -235,6 +236,8 @@ static void gather_ranks(struct trainer *t) {
     t->busy_sorted = mem_new_array(double, (size_t)size, "reports of the ranks");
     t->hosts = mem_new_array(char, (size_t)(size * RANK_HOST_BYTES), "hosts of the ranks");
     t->world_gemm_flops = t->setup.plan.step_gemm_flops;
+    if (t->cfg->moe_per_layer_logging)
+        t->layer_losses = mem_new_array(struct router_losses, (size_t)t->cfg->num_layers, "losses by layer");
     if (!t->ranks) return;
     snprintf(t->hosts + (ptrdiff_t)rank * RANK_HOST_BYTES, RANK_HOST_BYTES, "%s",
              comm_world_host(t->ranks->world));
@@ -305,6 +308,7 @@ void trainer_close(struct trainer *t) {
     state_close(t);
     mem_free(t->rank_reports);
     mem_free(t->busy_sorted);
+    mem_free(t->layer_losses);
     mem_free(t->hosts);
     str_free(&t->config_json);
     setup_close(&t->setup);

@@ -1,6 +1,8 @@
 """The runs of routers_agree_test.sh. Choices are drawn at random (--moe-router-force-load-balancing), so that they are a
 function of the seed: every layout counts the same tokens to the last one, and must move the same biases by the same bits."""
+import glob
 import re
+import struct
 import sys
 
 import layout_runs
@@ -115,12 +117,32 @@ def check_whole_batch(tap, pool):
         tap.ok(f"{title}: biases are the one-rank run's, bit for bit", biases(run, 2) == biases(one.get(), 2))
 
 
+def check_layers(tap, pool):
+    """--moe-per-layer-logging: in an event file a float follows its tag, after one byte."""
+    layout = layout_of(pp=2, model="routers")
+    job = pool.start(layout, "--train-iters 2 --eval-iters 0 --moe-per-layer-logging --tensorboard-dir SAVE --tensorboard-log-interval 1".split())
+    run, events = job.get(), b""
+    for path in glob.glob(job.directory + "/save/events*"):
+        with open(path, "rb") as file:
+            events += file.read()
+
+    def values(tag):
+        return [struct.unpack("<f", x)[0] for x in re.findall(tag + rb"\x15(....)", events, re.S)]
+
+    for loss in (b"load_balancing_loss", b"z_loss"):
+        layers = [values(b"moe/" + loss + b"_layer_%d" % i) for i in range(8)]
+        means = [sum(x) / 6 for x in zip(*layers[2:])]
+        tap.ok(f"{name(layout)}: {loss.decode()} of each layer with experts; their mean is the step's", layers[:2] == [[], []] and
+               len(means) == 2 and relative(values(rb"[^/]" + loss), means) < 1e-6, run.error(), layers, values(rb"[^/]" + loss))
+
+
 def main():
     tap, pool = Tap(), Pool(sys.argv[1], sys.argv[2])
     one, jobs = check_layouts(tap, pool)
     check_resume(tap, pool, one, jobs)
     check_rules(tap, pool, one)
     check_whole_batch(tap, pool)
+    check_layers(tap, pool)
     return tap.failed
 
 
