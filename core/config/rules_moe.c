@@ -169,16 +169,27 @@ static int rules_router(const struct config *cfg, struct err *err) {
 /* ---- what goes together ---- */
 
 static int rules_dense(const struct config *cfg, struct err *err) {
-    static const int flags[] = {
-        CONFIG_FLAG_moe_layer_freq,         CONFIG_FLAG_moe_ffn_hidden_size,
-        CONFIG_FLAG_moe_shared_expert_gate, CONFIG_FLAG_moe_shared_expert_intermediate_size,
-        CONFIG_FLAG_moe_router_topk,        CONFIG_FLAG_moe_router_num_groups,
-        CONFIG_FLAG_moe_router_group_topk,  CONFIG_FLAG_moe_router_pre_softmax,
-        CONFIG_FLAG_moe_router_dtype,       CONFIG_FLAG_moe_router_topk_scaling_factor,
-        CONFIG_FLAG_moe_z_loss_coeff,       CONFIG_FLAG_moe_router_score_function,
-        CONFIG_FLAG_moe_aux_loss_coeff,     CONFIG_FLAG_moe_router_load_balancing_type,
-        CONFIG_FLAG_moe_grouped_gemm,       CONFIG_FLAG_moe_token_dispatcher_type,
-        CONFIG_FLAG_moe_permute_fusion,     CONFIG_FLAG_moe_router_fusion};
+    static const int flags[] = {CONFIG_FLAG_moe_layer_freq,
+                                CONFIG_FLAG_moe_ffn_hidden_size,
+                                CONFIG_FLAG_moe_shared_expert_gate,
+                                CONFIG_FLAG_moe_shared_expert_intermediate_size,
+                                CONFIG_FLAG_moe_router_topk,
+                                CONFIG_FLAG_moe_router_num_groups,
+                                CONFIG_FLAG_moe_router_group_topk,
+                                CONFIG_FLAG_moe_router_pre_softmax,
+                                CONFIG_FLAG_moe_router_dtype,
+                                CONFIG_FLAG_moe_router_topk_scaling_factor,
+                                CONFIG_FLAG_moe_z_loss_coeff,
+                                CONFIG_FLAG_moe_router_score_function,
+                                CONFIG_FLAG_moe_aux_loss_coeff,
+                                CONFIG_FLAG_moe_router_load_balancing_type,
+                                CONFIG_FLAG_moe_grouped_gemm,
+                                CONFIG_FLAG_moe_token_dispatcher_type,
+                                CONFIG_FLAG_moe_permute_fusion,
+                                CONFIG_FLAG_moe_router_fusion,
+                                CONFIG_FLAG_expert_model_parallel_size,
+                                CONFIG_FLAG_expert_tensor_parallel_size,
+                                CONFIG_FLAG_moe_expert_rank_capacity_factor};
     for (size_t i = 0; i < ARRAY_COUNT(flags); i++) {
         const char *flag = config_flag_name(flags[i]);
         REQUIRE(!rules_gave(cfg, flags[i]),
@@ -187,15 +198,38 @@ static int rules_dense(const struct config *cfg, struct err *err) {
     return 0;
 }
 
-int rules_moe(struct config *cfg, struct err *err) {
-    long long tp = cfg->tensor_model_parallel_size, cp = cfg->context_parallel_size;
-    if (!config_is_set(cfg, num_experts) || !cfg->num_experts) return rules_dense(cfg, err);
+/* Experts split over ranks, and everything that is split beside them. */
+static int rules_expert_ranks(struct config *cfg, struct err *err) {
+    long long tp = cfg->tensor_model_parallel_size, ep = cfg->expert_model_parallel_size;
+    long long etp = config_is_set(cfg, expert_tensor_parallel_size) ? cfg->expert_tensor_parallel_size : tp;
+    REQUIRE(tp == 1 || cfg->sequence_parallel,
+            "--num-experts with --tensor-model-parallel-size %lld needs --sequence-parallel: add it, so that "
+            "each rank routes tokens of its own",
+            tp);
+    REQUIRE(cfg->num_experts % ep == 0,
+            "--num-experts %lld is not a multiple of --expert-model-parallel-size %lld: change one of them",
+            (long long)cfg->num_experts, ep);
     REQUIRE(
-        tp == 1,
-        "--num-experts with --tensor-model-parallel-size %lld is not built yet: use 1 (data, pipeline and "
-        "FSDP ranks are fine)",
-        tp);
-    REQUIRE(cp == 1, "--num-experts with --context-parallel-size %lld is not built yet: use 1", cp);
+        cfg->moe_ffn_hidden_size % etp == 0,
+        "--moe-ffn-hidden-size %lld is not a multiple of --expert-tensor-parallel-size %lld%s: change one "
+        "of them",
+        (long long)cfg->moe_ffn_hidden_size, etp,
+        config_is_set(cfg, expert_tensor_parallel_size) ? "" : " (from --tensor-model-parallel-size)");
+    REQUIRE(!config_is_set(cfg, moe_shared_expert_intermediate_size) ||
+                cfg->moe_shared_expert_intermediate_size % tp == 0,
+            "--moe-shared-expert-intermediate-size %lld is not a multiple of --tensor-model-parallel-size "
+            "%lld: change one of them",
+            (long long)cfg->moe_shared_expert_intermediate_size, tp);
+    if (ep * etp == 1 && config_is_set(cfg, moe_expert_rank_capacity_factor))
+        config_note(cfg, "--moe-expert-rank-capacity-factor: every rank has all experts, and room for all "
+                         "its rows");
+    if (ep * etp == 1 && GAVE(moe_token_dispatcher_type))
+        config_note(cfg, "--moe-token-dispatcher-type: every rank has all experts, so rows go nowhere");
+    return 0;
+}
+
+int rules_moe(struct config *cfg, struct err *err) {
+    if (!config_is_set(cfg, num_experts) || !cfg->num_experts) return rules_dense(cfg, err);
     REQUIRE(!cfg->add_bias_linear,
             "--num-experts: experts with biases are not built: add --disable-bias-linear");
     REQUIRE(!cfg->moe_shared_expert_gate || config_is_set(cfg, moe_shared_expert_intermediate_size),
@@ -212,5 +246,5 @@ int rules_moe(struct config *cfg, struct err *err) {
     }
     if (!config_is_set(cfg, moe_router_dtype) && cfg->num_experts >= 32)
         config_note(cfg, "--moe-router-dtype: logits and probabilities are fp32 here in any case");
-    return rules_router(cfg, err) || rules_layer_freq(cfg, err) ? -1 : 0;
+    return rules_expert_ranks(cfg, err) || rules_router(cfg, err) || rules_layer_freq(cfg, err) ? -1 : 0;
 }

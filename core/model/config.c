@@ -21,6 +21,8 @@ static void experts_from_config(const struct config *cfg, struct model *m) {
     m->moe.topk = cfg->moe_router_topk;
     m->moe.ffn = cfg->moe_ffn_hidden_size;
     m->moe.pattern = cfg->moe_layer_pattern;
+    if (config_is_set(cfg, moe_expert_rank_capacity_factor))
+        m->moe.rank_capacity = (float)cfg->moe_expert_rank_capacity_factor;
     m->moe.score =
         cfg->moe_router_score_function == MOE_ROUTER_SCORE_FUNCTION_SIGMOID ? ROUTER_SIGMOID : ROUTER_SOFTMAX;
     m->moe.pre_softmax = cfg->moe_router_pre_softmax;

@@ -51,6 +51,8 @@ struct model {
         bool pre_softmax, shared_gate;
         bool balance_by_sequence; /* the balancing loss counts sequence by sequence */
         float scaling, balance_coeff, z_coeff;
+        float rank_capacity; /* rows that an expert-parallel rank takes at a time, as a multiple of balanced
+                                load; 0: 1.25 */
     } moe;
     /* this rank's place; sizes 0 and 1 both mean no parallelism of that kind */
     int tp, tp_rank, cp, cp_rank;

@@ -51,6 +51,7 @@ int op_add_router(struct program *p, const struct model *m, int x) {
                                       .per_layer = true,
                                       .num_dims = 2,
                                       .dims = {m->moe.experts, m->hidden},
+                                      .sum_over_tensor = model_splits_sequence(m),
                                       .init = PARAM_INIT_NORMAL,
                                       .init_std = m->init_std,
                                       .forms = PARAM_FORM_PLAIN});
@@ -91,7 +92,7 @@ struct routing op_add_route(struct program *p, const struct model *m, int logits
     struct moe_attributes a = moe_attributes_of(m);
     const struct router_shape *s = &a.shape;
     int op = program_op(p, &op_route, "route", &logits, 1, &a, sizeof(a));
-    struct routing r;
+    struct routing r = {.shape = a.shape};
     int64_t per_token[2] = {s->tokens, s->topk}, counts[2] = {s->count_sets, s->experts};
     int64_t entries = moe_offsets_space(s) + 2 * moe_slots(s);
     r.probs = program_output(p, op, "routing_probs", DTYPE_F32, 2, per_token, true);
