@@ -51,6 +51,7 @@ struct model {
         bool pre_softmax, shared_gate;
         bool balance_by_sequence; /* the balancing loss counts sequence by sequence */
         float scaling, balance_coeff, z_coeff;
+        bool gathers;        /* dispatcher: all tokens to all ranks of the experts, not rows to their ranks */
         float rank_capacity; /* rows that an expert-parallel rank takes at a time, as a multiple of balanced
                                 load; 0: 1.25 */
     } moe;

@@ -64,21 +64,28 @@ static void build_experts(struct program *p, const struct model *m, int rows, st
                                                     .init_std = m->output_init_std});
 }
 
-/* Rows of x in the order of experts, to their results. Where experts are split over ranks the rows travel to
- * them and back. */
+/* x to the sum of the results of each token's experts. Where experts are split over ranks, rows travel to
+ * them and back, or all tokens to all ranks. */
 static int build_dispatch(struct program *p, const struct model *m, int x, struct routing r) {
-    int permute = program_begin(p, MODULE_moe_permute), results[2];
+    int results[2];
+    if (model_expert_ranks(m) > 1 && m->moe.gathers) {
+        struct expert_gathered e = op_add_expert_gather(p, m, x, r);
+        build_experts(p, m, e.rows, e.local, results);
+        return op_add_expert_combine(p, m, &e, results);
+    }
     bool travels = model_expert_ranks(m) > 1;
+    int permute = program_begin(p, MODULE_moe_permute);
     int rows = op_add_permute(p, m, x, r), probs = travels ? op_add_row_probs(p, m, r) : -1;
     program_end(p, permute);
-    if (!travels) {
+    if (travels) {
+        struct expert_rows e = op_add_expert_exchange(p, m, rows, probs, r);
+        build_experts(p, m, e.rows, e.local, results);
+        struct expert_return from = {results[0], results[1], rows, probs, x, r};
+        results[1] = op_add_expert_return(p, m, &e, &from);
+    } else {
         build_experts(p, m, rows, r, results);
-        return results[1];
     }
-    struct expert_rows e = op_add_expert_exchange(p, m, rows, probs, r);
-    build_experts(p, m, e.rows, e.local, results);
-    struct expert_return from = {results[0], results[1], rows, probs, x, r};
-    return op_add_expert_return(p, m, &e, &from);
+    return op_add_unpermute(p, m, results[1], r);
 }
 
 /* The mixture of experts: the router sends each token to a few experts, whose results are added up. Rows are
@@ -87,7 +94,7 @@ int build_moe(struct program *p, const struct model *m, int x) {
     int outer = program_begin(p, MODULE_moe);
     int shared = m->moe.shared_ffn ? build_shared(p, m, x) : -1;
     struct routing r = op_add_route(p, m, op_add_router(p, m, x));
-    int y = op_add_unpermute(p, m, build_dispatch(p, m, x, r), r);
+    int y = build_dispatch(p, m, x, r);
     if (shared >= 0) y = op_add_sum(p, m, shared, y, "shared_sum");
     program_end(p, outer);
     return y;

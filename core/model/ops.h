@@ -74,7 +74,9 @@ void op_add_linear_cross_entropy(struct program *p, const struct model *m, int h
 struct routing {
     int probs;                 /* [t, k] fp32, has a gradient */
     int dispatch;              /* int32: offsets of the experts, row of each slot, slot of each row */
+    int experts;               /* [t, k] int32: the choices */
     struct router_shape shape; /* of the dispatch */
+    int64_t rows;              /* in the order of experts that are worked on; 0: one per slot */
     int64_t expected_rows; /* what FLOPs are counted for where fewer rows than there is room for are usual;
                               0: all */
 };
@@ -109,6 +111,18 @@ struct expert_return {
 };
 int op_add_expert_return(struct program *p, const struct model *m, const struct expert_rows *e,
                          const struct expert_return *from);
+/* The other way: each rank sees the tokens of all, works on rows that are for its experts, and the sums of
+ * each token's rows are added over the ranks. gathered [N t, h]; from rows to [s, b, h]. */
+struct expert_gathered {
+    int x;       /* [N t, h] */
+    int rows;    /* [bound, h] */
+    int offsets; /* int32: of all rows for this rank, in windows or not */
+    struct routing local;
+};
+struct expert_gathered op_add_expert_gather(struct program *p, const struct model *m, int x,
+                                            struct routing source);
+int op_add_expert_combine(struct program *p, const struct model *m, const struct expert_gathered *e,
+                          const int results[2]);
 /* x * sigmoid(g), g [s, b, 1] */
 int op_add_gate(struct program *p, const struct model *m, int x, int g);
 int op_add_sum(struct program *p, const struct model *m, int a, int b, const char *name);

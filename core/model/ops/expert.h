@@ -79,3 +79,28 @@ void expert_send(struct run *r, const struct expert_group *g, const struct exper
 /* And back, to where they came from: the other rows are left alone. Parts are summed in float32. */
 void expert_collect(struct run *r, const struct expert_group *g, const struct expert_paths *x, void *rows,
                     const void *window, int64_t width, enum dtype dtype);
+
+/* ---- the experts on a window of rows, apart from the layer's own ops; expert_mlp.c ---- */
+
+struct expert_mlp {
+    int64_t experts, rows, hidden, up, ffn; /* rows: room; up: columns of fc1's result */
+    enum activation kind;
+    enum dtype dtype;
+};
+struct expert_mlp_buffers {
+    int32_t *offsets;     /* [experts + 1] */
+    const float *scales;  /* scales[index[i]] is row i's probability; the caller sets these three */
+    const int32_t *index; /* [rows] */
+    float *d_scales;
+    void *rows, *up, *act;         /* [rows, hidden], [rows, up], [rows, ffn] */
+    void *d_result, *d_act, *d_up; /* as rows, act, up */
+};
+struct expert_mlp expert_mlp_of(const struct program *p, const struct model *m, int fc1);
+void expert_mlp_carve(struct expert_mlp_buffers *b, const struct expert_mlp *a, uintptr_t *at, bool backward);
+/* b->rows becomes the experts' result. */
+void expert_mlp_forward(struct run *r, const struct expert_mlp *a, const struct expert_mlp_buffers *b,
+                        const struct param_view *fc1, const struct param_view *fc2);
+/* b->d_result becomes the gradient of b->rows; d_scales and the gradients of the weights follow. Makes the
+ * intermediates again, whatever is recomputed. */
+void expert_mlp_backward(struct run *r, const struct expert_mlp *a, const struct expert_mlp_buffers *b,
+                         const struct param_view *fc1, const struct param_view *fc2);

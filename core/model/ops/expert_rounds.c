@@ -15,67 +15,30 @@ enum { PARAM_FC1, PARAM_FC2 };
 struct return_attributes {
     struct expert_group group;
     struct router_shape source;
-    enum activation kind;
-    int64_t up, ffn; /* columns of fc1's result and of the activation, of this rank */
+    struct expert_mlp mlp;
 };
 
 /* One window's buffers. */
 struct buffers {
     struct expert_paths paths;
-    int32_t *offsets, *index;
-    float *scales, *d_scales;
-    void *rows, *up, *act;         /* [more_rows, h], [.., up], [.., ffn] */
-    void *d_result, *d_act, *d_up; /* d_result becomes the gradient of rows */
+    struct expert_mlp_buffers mlp;
+    int32_t *index;
+    float *scales;
 };
 
 static size_t carve(struct buffers *b, const struct return_attributes *a, uintptr_t at, bool backward) {
     const struct expert_group *g = &a->group;
     uintptr_t end = at;
-    size_t size = dtype_bytes(g->dtype);
     *b = (struct buffers){0};
     expert_paths_carve(&b->paths, g, &end, !backward || g->more_rows);
     if (!g->more_rows) return end - at;
-    b->offsets = expert_carve(&end, g->experts + 1, sizeof(*b->offsets));
     b->index = expert_carve(&end, g->more_rows, sizeof(*b->index));
     b->scales = expert_carve(&end, g->more_rows, sizeof(*b->scales));
-    b->rows = expert_carve(&end, g->more_rows * g->hidden, size);
-    b->up = expert_carve(&end, g->more_rows * a->up, size);
-    b->act = expert_carve(&end, g->more_rows * a->ffn, size);
-    if (!backward) return end - at;
-    b->d_scales = expert_carve(&end, g->more_rows, sizeof(*b->d_scales));
-    b->d_result = expert_carve(&end, g->more_rows * g->hidden, size);
-    b->d_act = expert_carve(&end, g->more_rows * a->ffn, size);
-    b->d_up = expert_carve(&end, g->more_rows * a->up, size);
+    expert_mlp_carve(&b->mlp, &a->mlp, &end, backward);
+    if (backward) b->mlp.d_scales = expert_carve(&end, g->more_rows, sizeof(*b->mlp.d_scales));
+    b->mlp.scales = b->scales;
+    b->mlp.index = b->index;
     return end - at;
-}
-
-/* ---- products and activation of one window ---- */
-
-/* c = a W^T, or (backward) c = a W. */
-static void product(struct run *r, const struct return_attributes *a, const struct buffers *b,
-                    const struct param_view *w, void *c, const void *rows, int64_t in, int64_t out,
-                    bool backward) {
-    const void *packed = backward ? w->packed_backward : w->packed_forward;
-    KERNEL_CALL(grouped_gemm, r->stream, .c = c, .a = rows, .b = packed ? packed : w->plain,
-                .offsets = b->offsets, .groups = a->group.experts, .rows = a->group.more_rows,
-                .n = backward ? in : out, .k = backward ? out : in, .trans_b = !backward && !packed,
-                .b_packed = packed != NULL, .dtype = a->group.dtype, .c_dtype = a->group.dtype);
-}
-
-static void weight_gradient(struct run *r, const struct return_attributes *a, const struct buffers *b,
-                            const struct param_view *w, const void *dy, const void *x, int64_t in,
-                            int64_t out) {
-    KERNEL_CALL(grouped_gemm, r->stream, .c = w->grad, .a = dy, .b = x, .offsets = b->offsets,
-                .groups = a->group.experts, .rows = a->group.more_rows, .n = out, .k = in, .sums_rows = true,
-                .accumulate = run_param_accumulates(w), .dtype = a->group.dtype, .c_dtype = DTYPE_F32);
-}
-
-static void up_and_activation(struct run *r, const struct op *o, const struct buffers *b) {
-    const struct return_attributes *a = o->attributes;
-    product(r, a, b, run_param(r, o, PARAM_FC1), b->up, b->rows, a->group.hidden, a->up, false);
-    KERNEL_CALL(scaled_activation_forward, r->stream, .y = b->act, .x = b->up, .scales = b->scales,
-                .index = b->index, .rows = b->offsets[a->group.experts], .cols = a->ffn, .kind = a->kind,
-                .dtype = a->group.dtype);
 }
 
 /* ---- rows of a window from x to their owners, through the places of their results ---- */
@@ -99,7 +62,7 @@ static void fetch(struct run *r, const struct op *o, const struct buffers *b, vo
     const struct return_attributes *a = o->attributes;
     const struct expert_group *g = &a->group;
     gather_pieces(r, o, b, places);
-    expert_send(r, g, &b->paths, b->rows, places, g->hidden, g->dtype);
+    expert_send(r, g, &b->paths, b->mlp.rows, places, g->hidden, g->dtype);
     expert_send(r, g, &b->paths, b->scales, run_tensor(r, o->in[IN_PROBS]), 1, DTYPE_F32);
 }
 
@@ -109,7 +72,7 @@ static void prepare(struct run *r, const struct op *o, const struct buffers *b, 
     const int32_t *counts = run_tensor(r, o->in[IN_COUNTS]);
     struct expert_window w = expert_window_at(g, window);
     expert_paths_fill(&b->paths, g, counts, w);
-    if (window) expert_window_rows(g, counts, w, b->offsets, b->index);
+    if (window) expert_window_rows(g, counts, w, b->mlp.offsets, b->index);
 }
 
 static void forward(struct run *r, const struct op *o) {
@@ -124,9 +87,8 @@ static void forward(struct run *r, const struct op *o) {
     for (int64_t i = 1; i < windows; i++) {
         prepare(r, o, &b, i);
         fetch(r, o, &b, rows);
-        up_and_activation(r, o, &b);
-        product(r, a, &b, run_param(r, o, PARAM_FC2), b.rows, b.act, a->ffn, g->hidden, false);
-        expert_collect(r, g, &b.paths, rows, b.rows, g->hidden, g->dtype);
+        expert_mlp_forward(r, &a->mlp, &b.mlp, run_param(r, o, PARAM_FC1), run_param(r, o, PARAM_FC2));
+        expert_collect(r, g, &b.paths, rows, b.mlp.rows, g->hidden, g->dtype);
     }
 }
 
@@ -135,19 +97,11 @@ static void backward_window(struct run *r, const struct op *o, const struct buff
                             const void *d_out) {
     const struct return_attributes *a = o->attributes;
     const struct expert_group *g = &a->group;
-    const struct param_view *fc1 = run_param(r, o, PARAM_FC1), *fc2 = run_param(r, o, PARAM_FC2);
-    expert_send(r, g, &b->paths, b->d_result, d_out, g->hidden, g->dtype);
+    expert_send(r, g, &b->paths, b->mlp.d_result, d_out, g->hidden, g->dtype);
     fetch(r, o, b, d_rows);
-    up_and_activation(r, o, b);
-    product(r, a, b, fc2, b->d_act, b->d_result, a->ffn, g->hidden, true);
-    weight_gradient(r, a, b, fc2, b->d_result, b->act, a->ffn, g->hidden);
-    KERNEL_CALL(scaled_activation_backward, r->stream, .dx = b->d_up, .dscales = b->d_scales, .dy = b->d_act,
-                .x = b->up, .scales = b->scales, .index = b->index, .rows = b->offsets[g->experts],
-                .cols = a->ffn, .kind = a->kind, .dtype = g->dtype);
-    product(r, a, b, fc1, b->d_result, b->d_up, g->hidden, a->up, true);
-    weight_gradient(r, a, b, fc1, b->d_up, b->rows, g->hidden, a->up);
-    expert_collect(r, g, &b->paths, d_rows, b->d_result, g->hidden, g->dtype);
-    expert_collect(r, g, &b->paths, run_grad(r, o->in[IN_PROBS]), b->d_scales, 1, DTYPE_F32);
+    expert_mlp_backward(r, &a->mlp, &b->mlp, run_param(r, o, PARAM_FC1), run_param(r, o, PARAM_FC2));
+    expert_collect(r, g, &b->paths, d_rows, b->mlp.d_result, g->hidden, g->dtype);
+    expert_collect(r, g, &b->paths, run_grad(r, o->in[IN_PROBS]), b->mlp.d_scales, 1, DTYPE_F32);
 }
 
 static void backward(struct run *r, const struct op *o) {
@@ -175,11 +129,8 @@ static const struct op_def op_return = {"expert_return",
 
 int op_add_expert_return(struct program *p, const struct model *m, const struct expert_rows *e,
                          const struct expert_return *from) {
-    struct return_attributes a = {.group = expert_group_of(m),
-                                  .source = from->source.shape,
-                                  .kind = m->activation,
-                                  .up = p->tensors[from->fc1].dims[1],
-                                  .ffn = model_expert_ffn(m)};
+    struct return_attributes a = {
+        .group = expert_group_of(m), .source = from->source.shape, .mlp = expert_mlp_of(p, m, from->fc1)};
     struct buffers b;
     int in[] = {from->fc2, from->rows, from->probs, from->x, from->source.dispatch, e->counts};
     int op = program_op(p, &op_return, "expert_return", in, 6, &a, sizeof(a));

@@ -154,8 +154,8 @@ static const struct op_def op_scaled_activation = {"scaled_activation", scaled_f
                                                    .backward_reads_in = 7, .grad_in = 3};
 
 int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r) {
-    struct scaled_attributes a = {r.shape, m->activation, moe_slots(&r.shape), model_expert_ffn(m),
-                                  r.expected_rows};
+    struct scaled_attributes a = {r.shape, m->activation, r.rows ? r.rows : moe_slots(&r.shape),
+                                  model_expert_ffn(m), r.expected_rows};
     int op =
         program_op(p, &op_scaled_activation, "moe_act", (int[]){x, r.probs, r.dispatch}, 3, &a, sizeof(a));
     int y = program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);

@@ -96,10 +96,10 @@ struct routing op_add_route(struct program *p, const struct model *m, int logits
     int64_t per_token[2] = {s->tokens, s->topk}, counts[2] = {s->count_sets, s->experts};
     int64_t entries = moe_offsets_space(s) + 2 * moe_slots(s);
     r.probs = program_output(p, op, "routing_probs", DTYPE_F32, 2, per_token, true);
-    int experts = program_output(p, op, "routing_experts", DTYPE_I32, 2, per_token, false);
+    r.experts = program_output(p, op, "routing_experts", DTYPE_I32, 2, per_token, false);
     r.dispatch = program_output(p, op, "routing_dispatch", DTYPE_I32, 1, &entries, false);
     int count = program_output(p, op, "routing_counts", DTYPE_I32, 2, counts, false);
-    int pinned[] = {r.probs, experts, r.dispatch, count};
+    int pinned[] = {r.probs, r.experts, r.dispatch, count};
     for (int i = 0; i < 4; i++) p->tensors[pinned[i]].is_pinned = true;
     return r;
 }
