@@ -143,6 +143,14 @@ static int rules_router(const struct config *cfg, struct err *err) {
         topk > 1 || !softmax || cfg->moe_router_pre_softmax,
         "--moe-router-topk 1 gives every expert the weight 1 when the softmax is taken over the chosen: add "
         "--moe-router-pre-softmax");
+    REQUIRE(!cfg->moe_router_enable_expert_bias || !softmax,
+            "--moe-router-enable-expert-bias needs --moe-router-score-function sigmoid or sqrtsoftplus: add "
+            "it or "
+            "drop the bias");
+    REQUIRE(
+        !GAVE(moe_router_bias_update_rate) || cfg->moe_router_enable_expert_bias,
+        "--moe-router-bias-update-rate has no effect without --moe-router-enable-expert-bias: add it or drop "
+        "--moe-router-bias-update-rate");
     REQUIRE(!cfg->moe_router_pre_softmax || softmax,
             "--moe-router-pre-softmax is for --moe-router-score-function softmax: drop one of them");
     REQUIRE(!config_is_set(cfg, moe_router_group_topk) || config_is_set(cfg, moe_router_num_groups),
@@ -163,6 +171,20 @@ static int rules_router(const struct config *cfg, struct err *err) {
         "--moe-router-topk %lld of --moe-router-group-topk %lld groups takes %lld experts of a group, which "
         "has %lld: change one of them",
         topk, best, topk / best, experts / groups);
+    return 0;
+}
+
+static int rules_capacity(struct config *cfg, struct err *err) {
+    bool given = config_is_set(cfg, moe_expert_capacity_factor) && cfg->moe_expert_capacity_factor >= 0;
+    REQUIRE(
+        !given || cfg->moe_expert_capacity_factor > 0,
+        "--moe-expert-capacity-factor 0 would drop every token: give a number above 0, or -1 for no limit");
+    REQUIRE(
+        given || !cfg->moe_pad_expert_input_to_capacity,
+        "--moe-pad-expert-input-to-capacity needs --moe-expert-capacity-factor: add it or drop the padding");
+    REQUIRE(given || !GAVE(moe_token_drop_policy),
+            "--moe-token-drop-policy has no effect without --moe-expert-capacity-factor: add it or drop "
+            "--moe-token-drop-policy");
     return 0;
 }
 
@@ -189,7 +211,14 @@ static int rules_dense(const struct config *cfg, struct err *err) {
                                 CONFIG_FLAG_moe_router_fusion,
                                 CONFIG_FLAG_expert_model_parallel_size,
                                 CONFIG_FLAG_expert_tensor_parallel_size,
-                                CONFIG_FLAG_moe_expert_rank_capacity_factor};
+                                CONFIG_FLAG_moe_expert_rank_capacity_factor,
+                                CONFIG_FLAG_moe_router_enable_expert_bias,
+                                CONFIG_FLAG_moe_router_bias_update_rate,
+                                CONFIG_FLAG_moe_input_jitter_eps,
+                                CONFIG_FLAG_moe_router_force_load_balancing,
+                                CONFIG_FLAG_moe_expert_capacity_factor,
+                                CONFIG_FLAG_moe_token_drop_policy,
+                                CONFIG_FLAG_moe_pad_expert_input_to_capacity};
     for (size_t i = 0; i < ARRAY_COUNT(flags); i++) {
         const char *flag = config_flag_name(flags[i]);
         REQUIRE(!rules_gave(cfg, flags[i]),
@@ -246,5 +275,6 @@ int rules_moe(struct config *cfg, struct err *err) {
     }
     if (!config_is_set(cfg, moe_router_dtype) && cfg->num_experts >= 32)
         config_note(cfg, "--moe-router-dtype: logits and probabilities are fp32 here in any case");
-    return rules_expert_ranks(cfg, err) || rules_router(cfg, err) || rules_layer_freq(cfg, err) ? -1 : 0;
+    if (rules_expert_ranks(cfg, err)) return -1;
+    return rules_router(cfg, err) || rules_capacity(cfg, err) || rules_layer_freq(cfg, err) ? -1 : 0;
 }

@@ -33,7 +33,6 @@ static struct model model_of(const struct layout *l) {
     m.moe.experts = 8;
     m.hidden_dropout = m.attention_dropout = 0.1f;
     m.fused_loss = false;
-    if (l->tp > 1) m.moe.balance_coeff = m.moe.z_coeff = 0;
     return m;
 }
 

@@ -30,7 +30,7 @@ static const struct op_def op_counts = {
 static void probs_forward(struct run *r, const struct op *o) {
     const struct moe_attributes *a = o->attributes;
     KERNEL_CALL(gather_rows, r->stream, .y = run_tensor(r, o->out[0]), .x = run_tensor(r, o->in[0]),
-                .index = moe_slot_of_row(run_tensor(r, o->in[1]), &a->shape), .rows = moe_slots(&a->shape),
+                .index = moe_slot_of_row(run_tensor(r, o->in[1]), &a->shape), .rows = moe_rows(&a->shape),
                 .cols = 1, .divisor = 1, .dtype = DTYPE_F32);
 }
 
@@ -47,7 +47,7 @@ static const struct op_def op_probs = {"row_probs", probs_forward, probs_backwar
 
 int op_add_row_probs(struct program *p, const struct model *m, struct routing r) {
     struct moe_attributes a = moe_attributes_of(m);
-    int64_t rows = moe_slots(&a.shape);
+    int64_t rows = moe_rows(&a.shape);
     int op = program_op(p, &op_probs, "row_probs", (int[]){r.probs, r.dispatch}, 2, &a, sizeof(a));
     int t = program_output(p, op, "row_probs", DTYPE_F32, 1, &rows, true);
     p->tensors[t].is_partly_unused = true;

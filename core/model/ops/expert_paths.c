@@ -18,11 +18,13 @@ struct expert_group expert_group_of(const struct model *m) {
                              .ep_rank = m->ep_rank,
                              .etp = (int)model_etp(m),
                              .experts = model_experts(m),
-                             .rows = moe_slots(s),
+                             .rows = moe_rows(s),
                              .hidden = m->hidden,
                              .dtype = m->dtype};
     double factor = m->moe.rank_capacity > 0 ? (double)m->moe.rank_capacity : 1.25;
-    int64_t worst = g.ranks * s->tokens * least(s->topk, g.experts);
+    int64_t worst = s->tokens * least(s->topk, g.experts);
+    if (s->capacity && (s->pads || worst > g.experts * s->capacity)) worst = g.experts * s->capacity;
+    worst *= g.ranks;
     g.rank = g.ep_rank * g.etp + m->etp_rank;
     g.balanced = g.rows * g.etp;
     double bound = factor * (double)g.balanced;
