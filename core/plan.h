@@ -172,7 +172,7 @@ struct plan {
     int num_chunks;
     struct plan_param *params;
     int num_params;
-    int64_t num_parameters; /* elements on this rank */
+    int64_t num_parameters, num_expert_parameters; /* elements on this rank; those of experts among them */
     struct plan_bucket *buckets;
     int num_buckets;
     struct plan_sharing sharing[FAMILY_COUNT];

@@ -69,6 +69,7 @@ static int find_or_add(struct builder *b, const char *name, const struct param_i
     b->forms[plan->num_params] = info->forms;
     b->last_segment[plan->num_params] = segment;
     plan->num_parameters += p->count;
+    if (p->family == FAMILY_EXPERT) plan->num_expert_parameters += p->count;
     return plan->num_params++;
 }
 

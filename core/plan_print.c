@@ -83,7 +83,10 @@ static const char *segment_label(const struct plan *plan, int segment, char *buf
 void plan_print_memory(const struct plan *plan, int rank, FILE *out) {
     char size[32], name[48];
     struct ledger modules = activations_by_module(plan);
-    fprintf(out, "memory plan of rank %d (%lld parameters):\n", rank, (long long)plan->num_parameters);
+    fprintf(out, "memory plan of rank %d (%lld parameters", rank, (long long)plan->num_parameters);
+    if (plan->num_expert_parameters)
+        fprintf(out, ", of which %lld of experts", (long long)plan->num_expert_parameters);
+    fprintf(out, "):\n");
     for (int c = 0; c < CATEGORY_COUNT; c++)
         fprintf(out, "  %-28s %16zu bytes  %12s\n", plan_category_name(c), category_bytes(plan, c),
                 str_format_bytes(size, sizeof(size), (double)category_bytes(plan, c)));
@@ -288,6 +291,8 @@ void plan_write_json(const struct plan *plan, struct str *out) {
     json_end_object(out);
     json_key(out, "num_parameters");
     json_integer(out, plan->num_parameters);
+    json_key(out, "num_expert_parameters");
+    json_integer(out, plan->num_expert_parameters);
     json_key(out, "micro_batches_in_flight");
     json_integer(out, plan->num_slots);
     json_key(out, "step_flops");

@@ -102,6 +102,7 @@ TEST(every_element_of_the_experts_is_where_the_rule_puts_it) {
                 }
             }
             EXPECT_EQ(wrong, 0);
+            EXPECT_EQ(plan.num_expert_parameters, experts);
             EXPECT_EQ(experts, 2 * w->experts / w->ep * (w->gated ? 3 : 2) * 32 * 40 / w->etp);
             plan_free(&plan);
         }
