@@ -142,6 +142,7 @@ void plan_build(const struct plan_request *request, struct plan *out) {
     make_segments(out);
     make_lists(out);
     plan_make_params(out);
+    plan_make_routers(out);
     plan_measure_costs(out);
     plan_place_frames(out);
     plan_find_peak(out);
@@ -150,7 +151,12 @@ void plan_build(const struct plan_request *request, struct plan *out) {
 }
 
 void plan_free(struct plan *plan) {
-    for (int i = 0; i < plan->num_segments; i++) mem_free(plan->segments[i].params);
+    for (int i = 0; i < plan->num_segments; i++) {
+        mem_free(plan->segments[i].params);
+        mem_free(plan->segments[i].routers);
+    }
+    for (int i = 0; i < plan->num_routers; i++) mem_free(plan->routers[i].name);
+    mem_free(plan->routers);
     for (int i = 0; i < plan->num_params; i++) mem_free(plan->params[i].name);
     for (int i = 0; i < plan->num_compiled; i++) {
         recompute_free(&plan->compiled[i]);

@@ -115,6 +115,14 @@ struct plan_bucket {
     size_t weight_bytes;                /* ZeRO 3: of its forms in the unit buffer */
 };
 
+/* State of one router of this rank, which is no parameter; the same on every rank of the stage. */
+struct plan_router {
+    char *name;                /* of the expert bias */
+    int64_t experts;           /* elements of each */
+    size_t bias, tokens, seen; /* arena offsets; SIZE_MAX: not there */
+    bool writes;               /* this rank saves the bias, and counts it in hashes */
+};
+
 enum segment_kind { SEGMENT_EMBEDDING, SEGMENT_LAYERS, SEGMENT_HEAD };
 
 struct plan_segment {
@@ -125,6 +133,7 @@ struct plan_segment {
     int chunk;
     int unit[FAMILY_COUNT]; /* bucket that lives in the unit buffers while this segment runs, or -1 */
     int *params;            /* program parameter -> plan parameter */
+    int *routers;           /* program router -> plan router */
     size_t input_offset;    /* in the slot */
     size_t frame_offset;    /* KEEP tensors, in the slot, after the input */
     size_t end_offset;      /* input and KEEP tensors end here */
@@ -176,6 +185,9 @@ struct plan {
     struct plan_bucket *buckets;
     int num_buckets;
     struct plan_sharing sharing[FAMILY_COUNT];
+    struct plan_router *routers;
+    int num_routers;
+    size_t router_tokens; /* `tokens` of all routers, one after the other */
 
     struct plan_list *lists; /* training lists, the longest first, then evaluation */
     int num_lists;
@@ -225,6 +237,7 @@ struct plan_tensor {
     char *name;
     int num_dims;
     int64_t dims[2];
+    bool is_state; /* a router's: it has no optimizer state */
 };
 int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p);
 

@@ -13,7 +13,7 @@ struct builder {
     int *last_segment; /* per parameter: the highest segment that uses it */
 };
 
-static void name_of(const struct param_info *info, int first_layer, char *name, size_t capacity) {
+void plan_param_name(const struct param_info *info, int first_layer, char *name, size_t capacity) {
     const char *d = strstr(info->name, "%d");
     if (info->per_layer && d)
         snprintf(name, capacity, "%.*s%d%s", (int)(d - info->name), info->name, first_layer + info->layer,
@@ -81,7 +81,7 @@ static void list_params(struct builder *b) {
         s->params = mem_new_array(int, (size_t)program->num_params, "segment parameters");
         for (int k = 0; k < program->num_params; k++) {
             char name[192];
-            name_of(&program->params[k], s->first_layer, name, sizeof(name));
+            plan_param_name(&program->params[k], s->first_layer, name, sizeof(name));
             s->params[k] = find_or_add(b, name, &program->params[k], i);
         }
     }
@@ -324,11 +324,12 @@ static bool is_listed(const struct tensor_list *l, const char *name) {
     return false;
 }
 
-static void list_program(struct tensor_list *l, const struct program *program, int first_layer) {
-    for (int k = 0; k < program->num_params; k++) {
-        const struct param_info *info = &program->params[k];
+static void list_tensors(struct tensor_list *l, const struct param_info *infos, int count, int first_layer,
+                         bool is_state) {
+    for (int k = 0; k < count; k++) {
+        const struct param_info *info = &infos[k];
         char name[192];
-        name_of(info, first_layer, name, sizeof(name));
+        plan_param_name(info, first_layer, name, sizeof(name));
         if (!info->per_layer && is_listed(l, name)) continue;
         if (l->count == l->capacity) {
             l->capacity = l->capacity ? 2 * l->capacity : 64;
@@ -338,8 +339,15 @@ static void list_program(struct tensor_list *l, const struct program *program, i
             mem_strdup(name, "all tensors"),
             info->num_dims,
             {info->shard.full[0] ? info->shard.full[0] : info->dims[0],
-             info->num_dims > 1 ? (info->shard.full[1] ? info->shard.full[1] : info->dims[1]) : 1}};
+             info->num_dims > 1 ? (info->shard.full[1] ? info->shard.full[1] : info->dims[1]) : 1},
+            is_state};
     }
+}
+
+static void list_program(struct tensor_list *l, const struct model *m, const struct program *program,
+                         int first_layer) {
+    list_tensors(l, program->params, program->num_params, first_layer, false);
+    if (m->moe.expert_bias) list_tensors(l, program->routers, program->num_routers, first_layer, true);
 }
 
 int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p) {
@@ -348,15 +356,15 @@ int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p) 
     program_init(&embedding), program_init(&layer), program_init(&head);
     build_embedding(&embedding, model);
     build_head(&head, model);
-    list_program(&list, &embedding, 0);
+    list_program(&list, model, &embedding, 0);
     for (int i = 0; i < model->layers; i++) {
         if (!i || !model_layers_are_alike(model, i - 1, i, 1)) {
             program_free(&layer);
             build_layers(&layer, model, i, 1);
         }
-        list_program(&list, &layer, i);
+        list_program(&list, model, &layer, i);
     }
-    list_program(&list, &head, 0);
+    list_program(&list, model, &head, 0);
     program_free(&embedding), program_free(&layer), program_free(&head);
     *tensors_p = list.items;
     return list.count;

@@ -51,6 +51,7 @@ struct checkpoint_shape {
     const char *name; /* Megatron-LM's, e.g. decoder.layers.3.self_attention.linear_qkv.weight */
     int num_dims;     /* 1 or 2 */
     int64_t dims[2];  /* global; dims[1] is ignored for num_dims 1 */
+    bool is_state;    /* updated by a rule of its own: has no optimizer state (a router's expert bias) */
 };
 
 /* What this rank holds of one tensor, or one part of that: a tensor may be listed several times.
@@ -79,6 +80,7 @@ struct checkpoint_tensor {
     int64_t begin, end;
     float *master;               /* element `begin` */
     float *exp_avg, *exp_avg_sq; /* likewise; NULL: no optimizer state */
+    bool is_state;               /* as in struct checkpoint_shape */
     bool writes; /* this rank saves these elements. Over all ranks, each element of each tensor is saved once:
                     replicas are listed with false, and are loaded all the same */
 };

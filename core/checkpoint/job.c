@@ -33,7 +33,8 @@ struct checkpoint_entry *checkpoint_entries_of_all(const struct checkpoint_model
             mem_free(entries);
             return NULL;
         }
-        for (int k = 0; k < n; k++) entries[used + k].tensor = i;
+        for (int k = 0; k < n; k++)
+            entries[used + k].tensor = i, entries[used + k].is_state = all[i].is_state;
         used += n;
     }
     *count_p = used;
@@ -67,6 +68,7 @@ static void plan_files(struct checkpoint_job *job, const char *stem, enum checkp
     int first = job->num_outputs, file = new_output(job);
     for (int i = 0; i < job->num_entries; i++) {
         const struct checkpoint_entry *e = &job->entries[i];
+        if (from > CHECKPOINT_MASTER && e->is_state) continue;
         int64_t bytes = e->dims[0] * e->dims[1] * (int64_t)sizeof(float) * (int64_t)(to - from);
         const struct safetensors_layout *layout = &job->outputs[file].layout;
         if (layout->count && (int64_t)layout->data_bytes + bytes > max_bytes) file = new_output(job);

@@ -47,6 +47,7 @@ struct checkpoint_entry {
     int64_t dims[2];  /* on disk */
     int tensor;       /* number of the program's tensor */
     bool transposed;  /* disk element [c, r] is program element [row(r), c] */
+    bool is_state;    /* has no optimizer state */
     bool vocabulary;  /* rows are tokens: loading and exporting may cut or leave rows */
     int num_segments; /* their rows add up to the disk rows (disk columns when transposed) */
     struct checkpoint_segment segments[3];

@@ -50,7 +50,13 @@ struct model {
         enum router_score score;
         bool pre_softmax, shared_gate;
         bool balance_by_sequence; /* the balancing loss counts sequence by sequence */
+        bool balance_globally;    /* or over all micro-batches of the step so far, on all ranks */
         float scaling, balance_coeff, z_coeff;
+        bool expert_bias;       /* choices are by score + bias, moved by the loads of each step */
+        double capacity_factor; /* of an even load; 0: no expert has a limit */
+        bool drops_by_position, pads_to_capacity;
+        float jitter;       /* of the router's input, up and down; 0: none */
+        bool random_logits; /* choices are drawn at random: a benchmark's even load */
     } moe;
     /* this rank's place; sizes 0 and 1 both mean no parallelism of that kind */
     int tp, tp_rank, cp, cp_rank;

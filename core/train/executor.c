@@ -8,7 +8,7 @@ void *executor_at(const struct executor *e, size_t offset) {
     return e->arena->base + offset;
 }
 
-static const void *stored_or_null(const struct executor *e, size_t offset) {
+static void *stored_or_null(const struct executor *e, size_t offset) {
     return offset == SIZE_MAX ? NULL : executor_at(e, offset);
 }
 
@@ -37,6 +37,37 @@ static void open_views(struct executor *e) {
         e->segment_views[i] =
             mem_new_array(const struct param_view *, (size_t)n, "parameter views of a segment");
         for (int k = 0; k < n; k++) e->segment_views[i][k] = &e->views[s->params[k]];
+    }
+}
+
+static void open_routers(struct executor *e) {
+    const struct plan *plan = e->plan;
+    e->routers = mem_new_array(struct router_state, (size_t)plan->num_routers, "routers");
+    for (int i = 0; i < plan->num_routers; i++) {
+        const struct plan_router *r = &plan->routers[i];
+        e->routers[i] = (struct router_state){
+            .bias = stored_or_null(e, r->bias),
+            .tokens = stored_or_null(e, r->tokens),
+            .seen = stored_or_null(e, r->seen),
+        };
+    }
+    e->segment_routers =
+        mem_new_array(struct router_state **, (size_t)plan->num_segments, "routers of segments");
+    for (int i = 0; i < plan->num_segments; i++) {
+        int n = plan->compiled[plan->segments[i].compiled].program.num_routers;
+        e->segment_routers[i] = mem_new_array(struct router_state *, (size_t)n, "routers of a segment");
+        for (int k = 0; k < n; k++) e->segment_routers[i][k] = &e->routers[plan->segments[i].routers[k]];
+    }
+}
+
+static void begin_routers(struct executor *e) {
+    for (int i = 0; i < e->plan->num_routers; i++) {
+        struct router_state *r = &e->routers[i];
+        size_t n = (size_t)e->plan->routers[i].experts;
+        if (r->tokens) memset(r->tokens, 0, n * sizeof(*r->tokens));
+        if (r->seen) memset(r->seen, 0, n * sizeof(*r->seen));
+        r->batches = 0;
+        r->losses = (struct router_losses){0};
     }
 }
 
@@ -74,6 +105,7 @@ void executor_open(struct executor *e, const struct plan *plan, struct arena *ar
     e->slots = mem_new_array(struct slot_state, (size_t)plan->num_slots, "slots");
     open_requests(e);
     open_views(e);
+    open_routers(e);
     e->sync = sync_open(e);
     if (plan->request.model.rotary_dim)
         model_fill_rotary(&plan->request.model, executor_at(e, plan->rotary_cos),
@@ -85,6 +117,9 @@ void executor_close(struct executor *e) {
     for (int i = 0; e->segment_views && i < e->plan->num_segments; i++)
         mem_free((void *)(uintptr_t)e->segment_views[i]);
     mem_free((void *)(uintptr_t)e->segment_views);
+    for (int i = 0; e->segment_routers && i < e->plan->num_segments; i++) mem_free(e->segment_routers[i]);
+    mem_free(e->segment_routers);
+    mem_free(e->routers);
     mem_free(e->views);
     mem_free(e->grad_written);
     mem_free(e->slots);
@@ -105,6 +140,7 @@ void executor_begin_step(struct executor *e, int64_t iteration) {
     e->iteration = (uint32_t)iteration;
     e->loss_sum = 0;
     e->router_losses = (struct router_losses){0};
+    begin_routers(e);
     e->bad.found = false;
 }
 
@@ -299,6 +335,7 @@ static struct run make_run(struct executor *e, const struct action *a, int segme
         .loss_sum = &e->loss_sum,
         .aux_grad_scale = state->aux_grad_scale,
         .router_losses = &e->router_losses,
+        .routers = e->segment_routers[segment],
         .comms = {e->comms.tensor, e->comms.context, e->comms.expert, e->comms.tensor_context,
                   e->comms.tensor_data_context},
         .requests = e->requests,

@@ -69,8 +69,10 @@ struct executor {
     bool *grad_written;                                                     /* per plan parameter */
     const struct param_view ***segment_views; /* per segment: per program parameter */
     uint32_t seed, iteration;
-    struct router_losses router_losses; /* since executor_begin_step */
-    double loss_sum;                    /* masked token losses since executor_begin_step */
+    struct router_losses router_losses;     /* since executor_begin_step */
+    struct router_state *routers;           /* per plan router */
+    struct router_state ***segment_routers; /* per segment: per program router */
+    double loss_sum;                        /* masked token losses since executor_begin_step */
     double phase_seconds[PHASE_COUNT];
     size_t high_water;   /* end of the highest arena byte in use so far: the measured peak */
     struct trace *trace; /* NULL: no trace */

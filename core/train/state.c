@@ -86,6 +86,17 @@ static void list_part(struct trainer *t, const struct plan_param *p, int64_t fir
     if (count > 0) t->tensors[t->num_tensors++] = c;
 }
 
+/* The expert bias: every rank of the stage has all of it. */
+static void list_router(struct trainer *t, int router) {
+    const struct plan_router *r = &t->setup.plan.routers[router];
+    float *bias = t->executor.routers[router].bias;
+    struct checkpoint_tensor c = {
+        .name = r->name, .num_dims = 1, .dims = {r->experts, 1}, .master = bias, .is_state = true};
+    checkpoint_tensor_set_whole(&c);
+    c.writes = r->writes;
+    if (bias) t->tensors[t->num_tensors++] = c;
+}
+
 static int list_tensors(struct trainer *t, bool with_optimizer) {
     const struct plan *plan = &t->setup.plan;
     t->num_tensors = 0;
@@ -94,6 +105,7 @@ static int list_tensors(struct trainer *t, bool with_optimizer) {
         list_part(t, p, 0, p->counted, true, with_optimizer);
         list_part(t, p, p->counted, p->held_count - p->counted, false, with_optimizer);
     }
+    for (int i = 0; i < plan->num_routers; i++) list_router(t, i);
     return t->num_tensors;
 }
 
@@ -105,12 +117,14 @@ static struct checkpoint_group group_of(const struct trainer *t) {
 void state_open(struct trainer *t) {
     const struct plan *plan = &t->setup.plan;
     struct plan_tensor *all;
-    t->tensors = mem_new_array(struct checkpoint_tensor, 2 * (size_t)plan->num_params, "checkpoint tensors");
+    t->tensors =
+        mem_new_array(struct checkpoint_tensor, 2 * (size_t)plan->num_params + (size_t)plan->num_routers,
+                      "checkpoint tensors");
     t->num_shapes = plan_all_tensors(&plan->request.model, &all);
     t->shapes = mem_new_array(struct checkpoint_shape, (size_t)t->num_shapes, "checkpoint shapes");
     for (int i = 0; i < t->num_shapes; i++)
-        t->shapes[i] =
-            (struct checkpoint_shape){all[i].name, all[i].num_dims, {all[i].dims[0], all[i].dims[1]}};
+        t->shapes[i] = (struct checkpoint_shape){
+            all[i].name, all[i].num_dims, {all[i].dims[0], all[i].dims[1]}, all[i].is_state};
     mem_free(all);
     if (!t->cfg->async_save || !t->cfg->save) return;
     int count = list_tensors(t, !t->cfg->no_save_optim && !t->cfg->skip_train);

@@ -1,6 +1,7 @@
 /* One iteration: walk this rank's list of actions over the micro-batches, put gradients, loss and token
  * counts of all ranks together, then update the weights. */
 #include "core/train/trainer.h"
+#include "core/train/routers.h"
 #include "core/train/sync.h"
 #include <math.h>
 
@@ -181,6 +182,7 @@ int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, str
     out->not_finite = is_broken(t, out, bad);
     bool found_inf = bad != 0 || !isfinite(out->grad_norm);
     out->skipped = loss_scale_update(&state->loss_scale, found_inf) || out->not_finite;
+    if (!out->not_finite) routers_update_biases(&t->executor, (float)cfg->moe_router_bias_update_rate);
     if (!out->skipped) {
         begin = clock_now_ns();
         update_weights(t, inverse_scale, out);

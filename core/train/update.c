@@ -2,6 +2,7 @@
  * holds; sums over the model take each element once, from the rank that counts it. */
 #include "core/train/update.h"
 #include "core/base/hash.h"
+#include "core/train/routers.h"
 #include "core/train/sync.h"
 #include <math.h>
 #include <string.h>
@@ -130,7 +131,7 @@ void update_apply(struct executor *e, const struct update_options *o) {
 }
 
 /* One term per element, of its name, place and bits; their sum does not depend on who holds what. */
-static uint64_t hash_stretch(const float *x, int64_t count, uint64_t name, uint64_t first) {
+uint64_t update_hash_stretch(const float *x, int64_t count, uint64_t name, uint64_t first) {
     uint64_t sum = 0;
     for (int64_t i = 0; i < count; i++) {
         uint32_t bits;
@@ -150,13 +151,13 @@ static uint64_t hash_param(const struct executor *e, const struct plan_param *p)
     for (int64_t done = 0, count; done < used; done += count) {
         int64_t global = update_global_element(p, p->held_begin + done, &count);
         if (count > used - done) count = used - done;
-        sum += hash_stretch(master + done, count, name, (uint64_t)global);
+        sum += update_hash_stretch(master + done, count, name, (uint64_t)global);
     }
     return sum;
 }
 
 uint64_t update_params_hash(struct executor *e) {
-    uint64_t sum = 0;
+    uint64_t sum = routers_hash(e);
     for (int i = 0; i < e->plan->num_params; i++) sum += hash_param(e, &e->plan->params[i]);
     int64_t total = (int64_t)sum;
     if (e->comms.world) comm_all_reduce(e->comms.world, &total, 1, COMM_I64, COMM_SUM);

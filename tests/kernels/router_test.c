@@ -36,9 +36,12 @@ static void route(const struct kernels *k, struct threads *team, struct routed *
     r->balance = r->z = 0;
     RUN_ON(team, k, route_forward, .probs = r->probs, .experts = r->experts, .offsets = r->offsets,
            .row_of_slot = r->row_of_slot, .slot_of_row = r->slot_of_row, .counts = r->counts,
-           .balance_sum = &r->balance, .z_sum = &r->z, .logits = r->logits, .bias = bias, .shape = r->s);
+           .logits = r->logits, .bias = bias, .shape = r->s);
+    RUN_ON(team, k, route_losses, .balance_sum = &r->balance, .z_sum = &r->z, .logits = r->logits,
+           .counts = r->counts, .shape = r->s);
     RUN_ON(team, k, route_backward, .dlogits = r->dlogits, .dprobs = r->dprobs, .logits = r->logits,
-           .experts = r->experts, .counts = r->counts, .shape = r->s, .balance_scale = 0.7f, .z_scale = 0.3f);
+           .experts = r->experts, .row_of_slot = r->row_of_slot, .counts = r->counts, .shape = r->s,
+           .balance_scale = 0.7f, .z_scale = 0.3f);
 }
 
 static void fill(float *x, int64_t n, uint32_t seed, double range) {

@@ -19,9 +19,9 @@ static const struct split splits[] = {{1, 1, 1, false}, {4, 1, 1, false}, {1, 3,
                                       {12, 1, 3, true}, {2, 2, 3, false}, {1, 6, 2, true},  {4, 3, 1, false}};
 
 static const struct checkpoint_shape shapes[] = {
-    {"decoder.layers.0.mlp.experts.linear_fc1.weight", 2, {EXPERTS * 2 * FFN, HIDDEN}},
-    {"decoder.layers.0.mlp.experts.linear_fc2.weight", 2, {EXPERTS * HIDDEN, FFN}},
-    {"decoder.layers.1.mlp.experts.linear_fc1.weight", 2, {EXPERTS * FFN, HIDDEN}}}; /* no gate */
+    {"decoder.layers.0.mlp.experts.linear_fc1.weight", 2, {EXPERTS * 2 * FFN, HIDDEN}, false},
+    {"decoder.layers.0.mlp.experts.linear_fc2.weight", 2, {EXPERTS * HIDDEN, FFN}, false},
+    {"decoder.layers.1.mlp.experts.linear_fc1.weight", 2, {EXPERTS * FFN, HIDDEN}, false}}; /* no gate */
 
 static struct checkpoint_model model(void) {
     struct checkpoint_model m = fixture_llama();

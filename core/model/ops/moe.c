@@ -10,7 +10,7 @@
 static void gather(struct run *r, void *y, const void *x, const struct moe_attributes *a, int dispatch,
                    enum dtype dtype) {
     KERNEL_CALL(gather_rows, r->stream, .y = y, .x = x,
-                .index = moe_slot_of_row(run_tensor(r, dispatch), &a->shape), .rows = moe_slots(&a->shape),
+                .index = moe_slot_of_row(run_tensor(r, dispatch), &a->shape), .rows = moe_rows(&a->shape),
                 .cols = a->hidden, .divisor = a->shape.topk, .dtype = dtype);
 }
 
@@ -49,7 +49,7 @@ static const struct op_def op_unpermute = {"unpermute", unpermute_forward, unper
 int op_add_permute(struct program *p, const struct model *m, int x, struct routing r) {
     struct moe_attributes a = moe_attributes_of(m);
     int op = program_op(p, &op_permute, "permute", (int[]){x, r.dispatch}, 2, &a, sizeof(a));
-    return program_output(p, op, "expert_rows", m->dtype, 2, (int64_t[]){moe_slots(&a.shape), m->hidden},
+    return program_output(p, op, "expert_rows", m->dtype, 2, (int64_t[]){moe_rows(&a.shape), m->hidden},
                           true);
 }
 
@@ -153,7 +153,7 @@ static const struct op_def op_scaled_activation = {"scaled_activation", scaled_f
 
 int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r) {
     struct moe_attributes moe = moe_attributes_of(m);
-    struct scaled_attributes a = {moe.shape, m->activation, moe_slots(&moe.shape), model_expert_ffn(m)};
+    struct scaled_attributes a = {moe.shape, m->activation, moe_rows(&moe.shape), model_expert_ffn(m)};
     int op =
         program_op(p, &op_scaled_activation, "moe_act", (int[]){x, r.probs, r.dispatch}, 3, &a, sizeof(a));
     return program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);
