@@ -66,6 +66,9 @@ def same_layout(tap, pool):
                *[f"exit {run.status}: {run.error()}" for run in (whole, part, resumed)])
         tap.ok(f"{title}: I4 {STOP} iterations, save, stop, resume with another recompute setting == {ITERATIONS} straight, bit for bit",
                len(whole.lines) == ITERATIONS and part.bits() + resumed.bits() == whole.bits(), part.bits(), resumed.bits(), whole.bits())
+        if "moe" in layout["model"]:
+            measured, planned = whole.peaks(), pool.plan(straight)[0]
+            tap.ok(f"{title}: I2 planned peak of every rank == measured", measured and measured == planned, measured, planned)
         got = [files(job, ITERATIONS) for job in (first, straight)]
         end = files(straight, ITERATIONS)
         resumed_files = {os.path.basename(p): open(p, "rb").read() for p in glob.glob(f"{resumed.directory}/save/iter_{ITERATIONS:07d}/*.safetensors")}
