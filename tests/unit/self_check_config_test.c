@@ -202,7 +202,7 @@ static void expect_experts_of_a_kind(const struct config *u, const struct config
     EXPECT_EQ(u->num_experts > u->moe_router_topk, c->num_experts > c->moe_router_topk);
     EXPECT_EQ(u->num_experts > ep, c->num_experts > ep);
     EXPECT_EQ(c->num_experts % ep, 0);
-    EXPECT(c->num_experts <= u->num_experts && c->num_experts <= 2 * ep + 24, "%lld experts",
+    EXPECT(c->num_experts <= u->num_experts && c->num_experts <= 2 * ep + 32, "%lld experts",
            (long long)c->num_experts);
     EXPECT_EQ(strlen(c->moe_layer_pattern), (size_t)c->num_layers);
     EXPECT(strchr(c->moe_layer_pattern, '1') != NULL, "no layer has experts");
