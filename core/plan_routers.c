@@ -15,6 +15,7 @@ static void list_routers(struct plan *plan) {
             plan_param_name(&program->routers[k], s->first_layer, name, sizeof(name));
             s->routers[k] = next;
             plan->routers[next] = (struct plan_router){.name = mem_strdup(name, "plan routers"),
+                                                       .layer = s->first_layer + program->routers[k].layer,
                                                        .experts = program->routers[k].dims[0]};
         }
     }

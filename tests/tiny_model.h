@@ -83,6 +83,28 @@ static inline struct model tiny_moe_sigmoid(void) {
     return m;
 }
 
+/* Everything that the router can do beside: choices by score and bias, a capacity that drops some of them,
+ * jitter, the balance of the whole batch. */
+static inline struct model tiny_moe_limited(void) {
+    struct model m = tiny_moe();
+    m.moe.score = ROUTER_SQRTSOFTPLUS;
+    m.moe.expert_bias = true;
+    m.moe.capacity_factor = 0.8;
+    m.moe.jitter = 0.2f;
+    m.moe.balance_globally = true;
+    return m;
+}
+
+/* The same with rows that stand for nothing, drops by position and random choices. */
+static inline struct model tiny_moe_padded(void) {
+    struct model m = tiny_moe_sigmoid();
+    m.moe.expert_bias = true;
+    m.moe.capacity_factor = 1.3;
+    m.moe.drops_by_position = m.moe.pads_to_capacity = true;
+    m.moe.random_logits = true;
+    return m;
+}
+
 /* Multi-latent attention with YaRN, whose three ranges of frequencies (kept, blended, stretched) all occur.
  */
 static inline struct model tiny_mla(void) {
@@ -107,6 +129,9 @@ static inline void tiny_open(struct tiny *t, const struct plan_request *request)
     executor_open(&t->executor, &t->plan, &t->arena, request->threads, 1234, NULL);
     update_initialize(&t->executor);
     update_compute_copies(&t->executor);
+    for (int i = 0; i < t->plan.num_routers; i++)
+        for (int64_t e = 0; t->executor.routers[i].bias && e < t->plan.routers[i].experts; e++)
+            t->executor.routers[i].bias[e] = 0.02f * (float)((e * 7 + i) % 5);
 }
 
 static inline void tiny_close(struct tiny *t) {

@@ -218,7 +218,8 @@ static int rules_dense(const struct config *cfg, struct err *err) {
                                 CONFIG_FLAG_moe_router_force_load_balancing,
                                 CONFIG_FLAG_moe_expert_capacity_factor,
                                 CONFIG_FLAG_moe_token_drop_policy,
-                                CONFIG_FLAG_moe_pad_expert_input_to_capacity};
+                                CONFIG_FLAG_moe_pad_expert_input_to_capacity,
+                                CONFIG_FLAG_moe_per_layer_logging};
     for (size_t i = 0; i < ARRAY_COUNT(flags); i++) {
         const char *flag = config_flag_name(flags[i]);
         REQUIRE(!rules_gave(cfg, flags[i]),
@@ -269,6 +270,12 @@ int rules_moe(struct config *cfg, struct err *err) {
         cfg->moe_router_load_balancing_type != MOE_ROUTER_LOAD_BALANCING_TYPE_NONE ||
             !GAVE(moe_aux_loss_coeff) || cfg->moe_aux_loss_coeff == 0,
         "--moe-aux-loss-coeff has no effect with --moe-router-load-balancing-type none: drop one of them");
+    REQUIRE(!cfg->moe_per_layer_logging || cfg->tensorboard_dir,
+            "--moe-per-layer-logging writes to TensorBoard: add --tensorboard-dir or drop it");
+    REQUIRE(!cfg->moe_per_layer_logging || cfg->moe_aux_loss_coeff > 0 ||
+                config_is_set(cfg, moe_z_loss_coeff),
+            "--moe-per-layer-logging has nothing to log: add --moe-aux-loss-coeff or --moe-z-loss-coeff, or "
+            "drop it");
     if (!config_is_set(cfg, moe_ffn_hidden_size)) {
         cfg->moe_ffn_hidden_size = cfg->ffn_hidden_size;
         config_derive(cfg, CONFIG_FLAG_moe_ffn_hidden_size, "--ffn-hidden-size");

@@ -22,6 +22,15 @@ void routers_update_biases(struct executor *e, float rate) {
     }
 }
 
+void routers_sum_layers(struct executor *e, struct router_losses *losses, int64_t layers) {
+    memset(losses, 0, (size_t)layers * sizeof(*losses));
+    for (int i = 0; i < e->plan->num_routers; i++) {
+        int layer = e->plan->routers[i].layer;
+        if (layer < layers) losses[layer] = e->routers[i].losses;
+    }
+    if (e->comms.world) comm_all_reduce(e->comms.world, losses, 2 * layers, COMM_F64, COMM_SUM);
+}
+
 uint64_t routers_hash(const struct executor *e) {
     uint64_t sum = 0;
     for (int i = 0; i < e->plan->num_routers; i++) {

@@ -7,5 +7,7 @@
 #include "core/train/executor.h"
 
 void routers_update_biases(struct executor *e, float rate);
+/* Adds up the losses of this step by layer, over all ranks: losses[layer] of the whole model's `layers`. */
+void routers_sum_layers(struct executor *e, struct router_losses *losses, int64_t layers);
 /* One term per element, as update_params_hash takes them: of the biases that this rank writes. */
 uint64_t routers_hash(const struct executor *e);

@@ -110,6 +110,12 @@ static void sum_router_losses(struct trainer *t, int micro_batches) {
     if (t->ranks) comm_all_reduce(t->ranks->comms.world, sums, 2, COMM_F64, COMM_SUM);
     l->balance = sums[0] / count;
     l->z = sums[1] / count;
+    if (!t->layer_losses) return;
+    routers_sum_layers(&t->executor, t->layer_losses, t->cfg->num_layers);
+    for (int64_t i = 0; i < t->cfg->num_layers; i++) {
+        t->layer_losses[i].balance *= layers / count;
+        t->layer_losses[i].z *= layers / count;
+    }
 }
 
 /* Forward and backward of all micro-batches, and the reduction of the gradients. */

@@ -235,6 +235,8 @@ static void gather_ranks(struct trainer *t) {
     t->busy_sorted = mem_new_array(double, (size_t)size, "reports of the ranks");
     t->hosts = mem_new_array(char, (size_t)(size * RANK_HOST_BYTES), "hosts of the ranks");
     t->world_gemm_flops = t->setup.plan.step_gemm_flops;
+    if (t->cfg->moe_per_layer_logging)
+        t->layer_losses = mem_new_array(struct router_losses, (size_t)t->cfg->num_layers, "losses by layer");
     if (!t->ranks) return;
     snprintf(t->hosts + (ptrdiff_t)rank * RANK_HOST_BYTES, RANK_HOST_BYTES, "%s",
              comm_world_host(t->ranks->world));
@@ -305,6 +307,7 @@ void trainer_close(struct trainer *t) {
     state_close(t);
     mem_free(t->rank_reports);
     mem_free(t->busy_sorted);
+    mem_free(t->layer_losses);
     mem_free(t->hosts);
     str_free(&t->config_json);
     setup_close(&t->setup);

@@ -68,6 +68,11 @@ TEST(mixture_of_experts) {
     s.moe.group_topk = s.moe.group_count;
     s.moe.z_coeff = 0.03f;
     expect_derivatives("moe sigmoid", s);
+    /* Dropped by position, so that the choice does not depend on the weights; jitter is a function. */
+    struct model l = tiny_moe_limited();
+    l.moe.topk = l.moe.experts;
+    l.moe.drops_by_position = true;
+    expect_derivatives("moe with capacity, jitter and the balance of the batch", l);
 }
 
 TEST(latent_attention) {

@@ -45,7 +45,12 @@ static struct model random_model(void) {
     m.moe.ffn = 8 * (1 + dice(8));
     m.moe.shared_ffn = dice(2) ? 8 * (1 + dice(8)) : 0;
     m.moe.shared_gate = dice(2);
-    m.moe.score = (enum router_score)dice(2);
+    m.moe.score = (enum router_score)dice(3);
+    m.moe.expert_bias = m.moe.score != ROUTER_SOFTMAX && dice(2);
+    m.moe.balance_globally = dice(2);
+    m.moe.jitter = dice(2) ? 0.1f : 0;
+    m.moe.capacity_factor = dice(2) ? 0.5 * (1 + dice(4)) : 0;
+    m.moe.pads_to_capacity = m.moe.capacity_factor > 0 && dice(2);
     m.moe.pattern = dice(2) ? "10101" : NULL;
     return m;
 }
@@ -217,6 +222,17 @@ TEST(layer_memory_with_experts_is_the_formula) {
     EXPECT_EQ(bytes_per_layer(m, full), 2 * t * h + pinned);
     m.moe.shared_gate = true; /* keeps what it multiplies and what with */
     EXPECT_EQ(bytes_per_layer(m, none), all + 2 * t * h + 2 * t);
+    /* a capacity of 48 slots: fewer rows than slots; of 128: more, when every expert is filled up */
+    m.moe.shared_gate = false;
+    m.moe.capacity_factor = 0.75;
+    double few = 8 * 48, many = 8 * 128, rest = attention + 12 * t * k + 64 + 64 + 4 * t * e + 6 * t * shared;
+    EXPECT_EQ(bytes_per_layer(m, none), rest + (4 + 6 * f) * few);
+    m.moe.capacity_factor = 2;
+    EXPECT_EQ(bytes_per_layer(m, none), rest + (4 + 6 * f) * t * k);
+    m.moe.pads_to_capacity = true;
+    EXPECT_EQ(bytes_per_layer(m, none), rest + (4 + 6 * f) * many);
+    m.moe.jitter = 0.1f; /* is asked for again */
+    EXPECT_EQ(bytes_per_layer(m, none), rest + (4 + 6 * f) * many);
 }
 
 TEST(layer_memory_of_latent_attention_is_the_formula) {

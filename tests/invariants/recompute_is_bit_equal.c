@@ -5,8 +5,27 @@
  * differences and golden tensors. */
 #include "tests/tiny_model.h"
 
+/* What the routers counted in a step: each token once. */
+static uint64_t count_of_tokens(const struct tiny *t) {
+    uint64_t hash = 0;
+    for (int i = 0; i < t->plan.num_routers; i++) {
+        const struct router_state *r = &t->executor.routers[i];
+        int64_t experts = t->plan.routers[i].experts, sum = 0;
+        for (int64_t e = 0; r->tokens && e < experts; e++) {
+            hash = hash * 1000003 + (uint64_t)r->tokens[e];
+            sum += r->tokens[e];
+        }
+        for (int64_t e = 0; r->seen && e < experts; e++) hash = hash * 1000003 + (uint64_t)r->seen[e];
+        const struct model *m = &t->plan.request.model;
+        EXPECT(!r->tokens || (sum > 0 && sum <= 3 * m->seq * m->micro_batch * m->moe.topk),
+               "router %d counted %lld tokens", i, (long long)sum);
+        EXPECT(!r->seen || r->batches == 3, "router %d saw %d micro-batches", i, r->batches);
+    }
+    return hash;
+}
+
 static void expect_equal(const char *what, struct model m, struct recompute_policy policy, double loss,
-                         const struct router_losses *router, const float *grads) {
+                         const struct router_losses *router, uint64_t counts, const float *grads) {
     struct plan_request request = tiny_request(m, policy);
     struct tiny t;
     tiny_open(&t, &request);
@@ -16,6 +35,7 @@ static void expect_equal(const char *what, struct model m, struct recompute_poli
     EXPECT(again == loss, "%s: loss %.17g, without recompute %.17g", what, again, loss);
     EXPECT(!memcmp(&t.executor.router_losses, router, sizeof(*router)), "%s: router losses %.17g and %.17g",
            what, t.executor.router_losses.balance, t.executor.router_losses.z);
+    EXPECT(count_of_tokens(&t) == counts, "%s: routers counted otherwise", what);
     int64_t different = 0;
     for (int64_t i = 0; i < t.plan.num_parameters; i++) different += memcmp(&mine[i], &grads[i], 4) != 0;
     EXPECT(different == 0, "%s: %lld of %lld gradients differ", what, (long long)different,
@@ -48,14 +68,15 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
     for (int64_t i = 0; i < t.plan.num_parameters; i++) norm += (double)grads[i] * (double)grads[i];
     EXPECT(norm > 0, "%s: gradients are all zero", name);
     struct router_losses router = t.executor.router_losses;
+    uint64_t counts = count_of_tokens(&t);
     EXPECT(!m.moe.experts || (router.balance > 0 && isfinite(router.balance)), "%s: balancing loss %g", name,
            router.balance);
-    expect_equal(name, m, request.recompute, loss, &router, grads);
+    expect_equal(name, m, request.recompute, loss, &router, counts, grads);
     for (recompute_set set = 0; set < RECOMPUTE_BIT(MODULE_COUNT); set++) {
         if (!has_all(&m, set)) continue;
         snprintf(what, sizeof(what), "%s selective %#x", name, set);
         expect_equal(what, m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = set},
-                     loss, &router, grads);
+                     loss, &router, counts, grads);
     }
     for (int method = RECOMPUTE_UNIFORM; method <= RECOMPUTE_BLOCK; method++)
         for (int n = 1; n <= (int)m.layers; n++) {
@@ -65,7 +86,7 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
                          (struct recompute_policy){.granularity = RECOMPUTE_FULL,
                                                    .method = (enum recompute_method)method,
                                                    .num_layers = n},
-                         loss, &router, grads);
+                         loss, &router, counts, grads);
         }
     mem_free(grads);
     tiny_close(&t);
@@ -86,6 +107,13 @@ TEST(mixture_of_experts) {
         m.dtype = (enum dtype)dtype;
         expect_equal_for_all_policies(dtype_name(m.dtype), m);
     }
+}
+
+TEST(experts_with_bias_capacity_and_jitter) {
+    struct model m = tiny_moe_padded();
+    expect_equal_for_all_policies("moe limited", tiny_moe_limited());
+    m.dtype = DTYPE_BF16;
+    expect_equal_for_all_policies("moe padded", m);
 }
 
 /* As DeepSeek-V3: latent attention before experts. */
@@ -240,8 +268,8 @@ TEST(full_recompute_costs_about_22_percent) {
 }
 
 RUN_TESTS(CASE(gpt_with_fused_attention), CASE(llama_with_fused_loss), CASE(mixture_of_experts),
-          CASE(experts_behind_latent_attention), CASE(gpt_with_unfused_attention), CASE(latent_attention),
-          CASE(latent_attention_in_sixteen_bits), CASE(every_dtype), CASE(without_dropout),
-          CASE(reruns_are_those_of_the_closed_form),
+          CASE(experts_with_bias_capacity_and_jitter), CASE(experts_behind_latent_attention),
+          CASE(gpt_with_unfused_attention), CASE(latent_attention), CASE(latent_attention_in_sixteen_bits),
+          CASE(every_dtype), CASE(without_dropout), CASE(reruns_are_those_of_the_closed_form),
           CASE(reruns_of_latent_attention_are_those_of_the_closed_form),
           CASE(full_recompute_costs_about_22_percent))

@@ -77,6 +77,9 @@ TEST(contradictions_are_refused_with_a_remedy) {
     refuses(MOE, "--moe-expert-capacity-factor -1 --moe-pad-expert-input-to-capacity",
             "--moe-pad-expert-input-to-capacity needs", "--moe-expert-capacity-factor");
     refuses(MOE, "--moe-expert-capacity-factor 0", "--moe-expert-capacity-factor 0", "-1 for no limit");
+    refuses(MOE, "--moe-per-layer-logging", "--moe-per-layer-logging writes to TensorBoard",
+            "--tensorboard-dir");
+    refuses(MOE, "--moe-per-layer-logging --tensorboard-dir x", "nothing to log", "--moe-z-loss-coeff");
     refuses(MOE, "--moe-input-jitter-eps 1", "--moe-input-jitter-eps", "from 0 to 1");
     refuses(DENSE, "--moe-input-jitter-eps 0.1", "--moe-input-jitter-eps has no effect", "add --num-experts");
     refuses(MOE, "--moe-apply-probs-on-input", "--moe-apply-probs-on-input", "drop it");
