@@ -98,7 +98,7 @@ enum checkpoint_activation {
     CHECKPOINT_SQUARED_RELU,
     CHECKPOINT_QUICK_GELU,
 };
-enum checkpoint_score { CHECKPOINT_SOFTMAX, CHECKPOINT_SIGMOID };
+enum checkpoint_score { CHECKPOINT_SOFTMAX, CHECKPOINT_SIGMOID, CHECKPOINT_SQRTSOFTPLUS };
 
 /* What the weights mean. Decides the family of names, is stored in the manifest and compared on load. */
 struct checkpoint_model {

@@ -82,7 +82,7 @@ static const struct field state_fields[] = {
 
 static const char *const positions[] = {"learned_absolute", "rope", "none"};
 static const char *const activations[] = {"gelu", "gelu_tanh", "silu", "relu", "squared_relu", "quick_gelu"};
-static const char *const scores[] = {"softmax", "sigmoid"};
+static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus"};
 
 const char *checkpoint_activation_name(enum checkpoint_activation activation) {
     return activations[activation];

@@ -209,6 +209,9 @@ static int rules_dense(const struct config *cfg, struct err *err) {
                                 CONFIG_FLAG_moe_token_dispatcher_type,
                                 CONFIG_FLAG_moe_permute_fusion,
                                 CONFIG_FLAG_moe_router_fusion,
+                                CONFIG_FLAG_expert_model_parallel_size,
+                                CONFIG_FLAG_expert_tensor_parallel_size,
+                                CONFIG_FLAG_moe_expert_rank_capacity_factor,
                                 CONFIG_FLAG_moe_router_enable_expert_bias,
                                 CONFIG_FLAG_moe_router_bias_update_rate,
                                 CONFIG_FLAG_moe_input_jitter_eps,
@@ -225,14 +228,38 @@ static int rules_dense(const struct config *cfg, struct err *err) {
     return 0;
 }
 
-int rules_moe(struct config *cfg, struct err *err) {
-    long long tp = cfg->tensor_model_parallel_size;
-    if (!config_is_set(cfg, num_experts) || !cfg->num_experts) return rules_dense(cfg, err);
-    REQUIRE(tp == 1,
-            "--num-experts with --tensor-model-parallel-size %lld is not built yet: use 1 (data, pipeline, "
-            "context "
-            "and FSDP ranks are fine)",
+/* Experts split over ranks, and everything that is split beside them. */
+static int rules_expert_ranks(struct config *cfg, struct err *err) {
+    long long tp = cfg->tensor_model_parallel_size, ep = cfg->expert_model_parallel_size;
+    long long etp = config_is_set(cfg, expert_tensor_parallel_size) ? cfg->expert_tensor_parallel_size : tp;
+    REQUIRE(tp == 1 || cfg->sequence_parallel,
+            "--num-experts with --tensor-model-parallel-size %lld needs --sequence-parallel: add it, so that "
+            "each rank routes tokens of its own",
             tp);
+    REQUIRE(cfg->num_experts % ep == 0,
+            "--num-experts %lld is not a multiple of --expert-model-parallel-size %lld: change one of them",
+            (long long)cfg->num_experts, ep);
+    REQUIRE(
+        cfg->moe_ffn_hidden_size % etp == 0,
+        "--moe-ffn-hidden-size %lld is not a multiple of --expert-tensor-parallel-size %lld%s: change one "
+        "of them",
+        (long long)cfg->moe_ffn_hidden_size, etp,
+        config_is_set(cfg, expert_tensor_parallel_size) ? "" : " (from --tensor-model-parallel-size)");
+    REQUIRE(!config_is_set(cfg, moe_shared_expert_intermediate_size) ||
+                cfg->moe_shared_expert_intermediate_size % tp == 0,
+            "--moe-shared-expert-intermediate-size %lld is not a multiple of --tensor-model-parallel-size "
+            "%lld: change one of them",
+            (long long)cfg->moe_shared_expert_intermediate_size, tp);
+    if (ep * etp == 1 && config_is_set(cfg, moe_expert_rank_capacity_factor))
+        config_note(cfg, "--moe-expert-rank-capacity-factor: every rank has all experts, and room for all "
+                         "its rows");
+    if (ep * etp == 1 && GAVE(moe_token_dispatcher_type))
+        config_note(cfg, "--moe-token-dispatcher-type: every rank has all experts, so rows go nowhere");
+    return 0;
+}
+
+int rules_moe(struct config *cfg, struct err *err) {
+    if (!config_is_set(cfg, num_experts) || !cfg->num_experts) return rules_dense(cfg, err);
     REQUIRE(!cfg->add_bias_linear,
             "--num-experts: experts with biases are not built: add --disable-bias-linear");
     REQUIRE(!cfg->moe_shared_expert_gate || config_is_set(cfg, moe_shared_expert_intermediate_size),
@@ -255,5 +282,6 @@ int rules_moe(struct config *cfg, struct err *err) {
     }
     if (!config_is_set(cfg, moe_router_dtype) && cfg->num_experts >= 32)
         config_note(cfg, "--moe-router-dtype: logits and probabilities are fp32 here in any case");
+    if (rules_expert_ranks(cfg, err)) return -1;
     return rules_router(cfg, err) || rules_capacity(cfg, err) || rules_layer_freq(cfg, err) ? -1 : 0;
 }

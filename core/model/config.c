@@ -24,6 +24,9 @@ static void experts_from_config(const struct config *cfg, struct model *m) {
     m->moe.topk = cfg->moe_router_topk;
     m->moe.ffn = cfg->moe_ffn_hidden_size;
     m->moe.pattern = cfg->moe_layer_pattern;
+    m->moe.gathers = cfg->moe_token_dispatcher_type == MOE_TOKEN_DISPATCHER_TYPE_ALLGATHER;
+    if (config_is_set(cfg, moe_expert_rank_capacity_factor))
+        m->moe.rank_capacity = (float)cfg->moe_expert_rank_capacity_factor;
     m->moe.score = (enum router_score)cfg->moe_router_score_function;
     m->moe.pre_softmax = cfg->moe_router_pre_softmax;
     m->moe.shared_gate = cfg->moe_shared_expert_gate;

@@ -53,7 +53,10 @@ struct model {
         bool balance_by_sequence; /* the balancing loss counts sequence by sequence */
         bool balance_globally;    /* or over all micro-batches of the step so far, on all ranks */
         float scaling, balance_coeff, z_coeff;
-        bool expert_bias;       /* choices are by score + bias, moved by the loads of each step */
+        bool gathers;        /* dispatcher: all tokens to all ranks of the experts, not rows to their ranks */
+        float rank_capacity; /* rows that an expert-parallel rank takes at a time, as a multiple of balanced
+                                load; 0: 1.25 */
+        bool expert_bias;    /* choices are by score + bias, moved by the loads of each step */
         double capacity_factor; /* of an even load; 0: no expert has a limit */
         bool drops_by_position, pads_to_capacity;
         float jitter;       /* of the router's input, up and down; 0: none */

@@ -76,8 +76,13 @@ void op_add_linear_cross_entropy(struct program *p, const struct model *m, int h
 
 /* ---- mixture of experts; t tokens, k experts of each, rows in the order of experts ---- */
 struct routing {
-    int probs;    /* [t, k] fp32, has a gradient */
-    int dispatch; /* int32: offsets of the experts, row of each slot, slot of each row */
+    int probs;                 /* [t, k] fp32, has a gradient */
+    int dispatch;              /* int32: offsets of the experts, row of each slot, slot of each row */
+    int experts;               /* [t, k] int32: the choices */
+    struct router_shape shape; /* of the dispatch */
+    int64_t rows;              /* in the order of experts that are worked on; 0: one per slot */
+    int64_t expected_rows; /* what FLOPs are counted for where fewer rows than there is room for are usual;
+                              0: all */
 };
 /* Logits [t, E] in fp32; parameter mlp.router.weight. */
 int op_add_router(struct program *p, const struct model *m, int x);
@@ -92,6 +97,36 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                           const struct linear_spec *spec);
 /* activation(x) times the row's probability. */
 int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r);
+/* Expert parallelism (core/model/ops/expert.h). Probabilities [t k] in the order of rows; rows and
+ * probabilities of all ranks that are for experts of this one, as many as it takes at a time; and from their
+ * results back to [t k, h], with those that found no room passing behind in the same way. fc1 and fc2 are the
+ * results of the two grouped products, x is what `rows` was permuted from. */
+struct expert_rows {
+    int rows;   /* [bound, h] */
+    int counts; /* int32 [ranks, E] */
+    struct routing local;
+};
+int op_add_row_probs(struct program *p, const struct model *m, struct routing r);
+struct expert_rows op_add_expert_exchange(struct program *p, const struct model *m, int rows, int probs,
+                                          struct routing source);
+struct expert_return {
+    int fc1, fc2, rows, probs, x;
+    struct routing source;
+};
+int op_add_expert_return(struct program *p, const struct model *m, const struct expert_rows *e,
+                         const struct expert_return *from);
+/* The other way: each rank sees the tokens of all, works on rows that are for its experts, and the sums of
+ * each token's rows are added over the ranks. gathered [N t, h]; from rows to [s, b, h]. */
+struct expert_gathered {
+    int x;       /* [N t, h] */
+    int rows;    /* [bound, h] */
+    int offsets; /* int32: of all rows for this rank, in windows or not */
+    struct routing local;
+};
+struct expert_gathered op_add_expert_gather(struct program *p, const struct model *m, int x,
+                                            struct routing source);
+int op_add_expert_combine(struct program *p, const struct model *m, const struct expert_gathered *e,
+                          const int results[2]);
 /* x * sigmoid(g), g [s, b, 1] */
 int op_add_gate(struct program *p, const struct model *m, int x, int g);
 int op_add_sum(struct program *p, const struct model *m, int a, int b, const char *name);

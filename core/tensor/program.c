@@ -85,6 +85,12 @@ int program_param(struct program *p, int op, struct param_info info) {
     return p->num_params++;
 }
 
+void program_share_param(struct program *p, int op, int param) {
+    struct op *o = &p->ops[op];
+    CHECK(o->num_params < OP_MAX_PARAMS, "op %s has too many parameters", o->name);
+    o->param[o->num_params++] = param;
+}
+
 void program_router(struct program *p, int op, struct param_info info) {
     p->routers = grow(p->routers, p->num_routers, &p->capacity_routers, sizeof(*p->routers));
     info.name = mem_strdup(info.name, "router name");

@@ -18,7 +18,7 @@
 
 enum {
     PROGRAM_MAX_DIMS = 4,
-    OP_MAX_IN = 4,
+    OP_MAX_IN = 6,
     OP_MAX_OUT = 4,
     OP_MAX_PARAMS = 6,
     PARAM_MAX_RUNS = 3,
@@ -36,6 +36,7 @@ struct tensor_info {
     int producer;          /* op index, -1 for the segment's input */
     bool has_grad;         /* false for statistics and losses */
     bool is_pinned;        /* always kept and never made again: what a router decided */
+    bool is_partly_unused; /* holds rows that nobody fills or reads: no one looks there for NaN */
     enum tensor_home home; /* set by recompute_plan */
     size_t frame_offset;   /* valid when home is HOME_KEEP */
 };
@@ -108,6 +109,7 @@ struct op {
     int num_in, num_out, num_params;
     int in[OP_MAX_IN], out[OP_MAX_OUT], param[OP_MAX_PARAMS];
     unsigned backward_reads_in, backward_reads_out, grad_in, passes_grad, weight_reads_in;
+    unsigned forward_skips_in;     /* inputs that only receive a gradient */
     unsigned backward_scratch_out; /* outputs that forward leaves alone and backward uses as scratch */
     int grad_of_in0_lives_in;      /* tensor whose storage holds the gradient of in[0], or -1 */
     int router;                    /* index of the state that program_router gave it, or -1 */
@@ -150,6 +152,8 @@ int program_output(struct program *p, int op, const char *name, enum dtype dtype
 /* Appends a parameter to an op. `name` is copied. Same name in two ops of the model means the same parameter.
  */
 int program_param(struct program *p, int op, struct param_info info);
+/* Lets an op read parameter `param` of an op before it. */
+void program_share_param(struct program *p, int op, int param);
 
 /* Gives a router its state from step to step: name and shape of its expert bias, as for a parameter. No
  * gradient, no optimizer and no norm knows of it. */

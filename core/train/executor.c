@@ -240,6 +240,7 @@ static void check_instr(struct executor *e, struct run *r, const struct plan_seg
         if (backward && !(o->grad_in >> k & 1)) continue;
         const struct tensor_info *t = run_info(r, tensor);
         if (!backward && (is_partly_undefined(t->name) || !dtype_is_float(t->dtype))) continue;
+        if (t->is_partly_unused) continue;
         if (!is_bad(e, backward ? run_grad(r, tensor) : run_tensor(r, tensor), t)) continue;
         bool in_layer = s->kind == SEGMENT_LAYERS || s->kind == SEGMENT_MTP;
         e->bad = (struct bad_tensor){true,

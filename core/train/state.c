@@ -37,7 +37,10 @@ static void describe_experts(const struct config *cfg, const struct model *m, st
     out->moe_group_topk = m->moe.group_topk;
     out->moe_scaling =
         config_is_set(cfg, moe_router_topk_scaling_factor) ? cfg->moe_router_topk_scaling_factor : 1;
-    out->moe_score = m->moe.score == ROUTER_SIGMOID ? CHECKPOINT_SIGMOID : CHECKPOINT_SOFTMAX;
+    out->moe_score = m->moe.score == ROUTER_SOFTMAX   ? CHECKPOINT_SOFTMAX
+                     : m->moe.score == ROUTER_SIGMOID ? CHECKPOINT_SIGMOID
+                                                      : CHECKPOINT_SQRTSOFTPLUS;
+    out->moe_expert_bias = m->moe.expert_bias;
     out->moe_pre_softmax = m->moe.pre_softmax;
 }
 

@@ -118,11 +118,12 @@ const char *scaled_activation_forward_check(const struct scaled_activation_forwa
 }
 
 struct kernel_cost scaled_activation_forward_cost(const struct scaled_activation_forward_args *args) {
+    int64_t rows = args->expected ? args->expected : args->rows;
     struct activation_forward_args plain = {
-        .rows = args->rows, .cols = args->cols, .kind = args->kind, .dtype = args->dtype};
+        .rows = rows, .cols = args->cols, .kind = args->kind, .dtype = args->dtype};
     struct kernel_cost cost = activation_forward_cost(&plain);
-    cost.flops += (double)args->rows * (double)args->cols;
-    cost.bytes += 8 * (double)args->rows;
+    cost.flops += (double)rows * (double)args->cols;
+    cost.bytes += 8 * (double)rows;
     return cost;
 }
 
@@ -133,11 +134,12 @@ const char *scaled_activation_backward_check(const struct scaled_activation_back
 }
 
 struct kernel_cost scaled_activation_backward_cost(const struct scaled_activation_backward_args *args) {
+    int64_t rows = args->expected ? args->expected : args->rows;
     struct activation_backward_args plain = {
-        .rows = args->rows, .cols = args->cols, .kind = args->kind, .dtype = args->dtype};
+        .rows = rows, .cols = args->cols, .kind = args->kind, .dtype = args->dtype};
     struct kernel_cost cost = activation_backward_cost(&plain);
-    cost.flops += 3 * (double)args->rows * (double)args->cols;
-    cost.bytes += 12 * (double)args->rows;
+    cost.flops += 3 * (double)rows * (double)args->cols;
+    cost.bytes += 12 * (double)rows;
     return cost;
 }
 
@@ -171,7 +173,8 @@ const char *grouped_gemm_check(const struct grouped_gemm_args *args) {
 }
 
 struct kernel_cost grouped_gemm_cost(const struct grouped_gemm_args *args) {
-    double rows = (double)args->rows, n = (double)args->n, k = (double)args->k, g = (double)args->groups;
+    double rows = (double)(args->expected ? args->expected : args->rows), n = (double)args->n;
+    double k = (double)args->k, g = (double)args->groups;
     double size = (double)dtype_bytes(args->dtype), c_size = (double)dtype_bytes(args->c_dtype);
     double products = 2 * rows * n * k, twice = args->accumulate ? 2 : 1;
     double bytes = args->sums_rows ? size * rows * (n + k) + c_size * g * n * k * twice

@@ -52,7 +52,10 @@
  * one after the other, or packed by gemm_pack, each in gemm_packed_bytes(dtype, k, n) weight gradient
  * (sums_rows) c[groups, n, k] (+)= a[rows of g, n]^T b[rows of g, k] `rows` is at least offsets[groups]; rows
  * of c from there on are left alone. An empty group's weight gradient is zero. Everything else as gemm.
- * Workspace depends on `rows`, not on how they are shared out. */
+ * Workspace depends on `rows`, not on how they are shared out.
+ *
+ * `expected`, here and in scaled_activation: cost is counted for so many rows, where buffers have room for
+ * more than usually come; 0: for `rows`. */
 #include "core/tensor/dtype.h"
 #include "kernels/args/pointwise.h"
 #include <stdbool.h>
@@ -154,7 +157,7 @@ struct scaled_activation_forward_args {
     const void *x; /* [rows, cols or 2 * cols] */
     const float *scales;
     const int32_t *index; /* [rows] */
-    int64_t rows, cols;
+    int64_t rows, cols, expected;
     enum activation kind;
     enum dtype dtype;
 };
@@ -166,7 +169,7 @@ struct scaled_activation_backward_args {
     const void *x;
     const float *scales;
     const int32_t *index;
-    int64_t rows, cols;
+    int64_t rows, cols, expected;
     enum activation kind;
     enum dtype dtype;
 };
@@ -191,6 +194,7 @@ struct grouped_gemm_args {
     const void *a, *b;
     const int32_t *offsets; /* [groups + 1] */
     int64_t groups, rows, n, k;
+    int64_t expected;
     bool sums_rows, trans_b, b_packed, accumulate;
     enum dtype dtype, c_dtype;
 };

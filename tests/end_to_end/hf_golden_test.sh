@@ -36,6 +36,8 @@ loss_is_golden() { # name
 }
 
 for name in hf_mixtral hf_deepseek_v3 hf_deepseek_v3_direct; do
+    still= # what else would change in an iteration of learning rate 0
+    [ $name != hf_deepseek_v3 ] || still="--moe-router-bias-update-rate 0"
     printf '{"text": "%s"}\n' "$(golden $name ids)" >$name.json
     "$B/preprocess_data" --input $name.json --output-prefix $name.data --tokenizer-type NullTokenizer --vocab-size 48 >/dev/null 2>$name.log
     is "$name: imported" "$(status_of "$tool" import-hf "$ROOT/tests/golden/$name" $name.ck)" 0
@@ -48,7 +50,7 @@ for name in hf_mixtral hf_deepseek_v3 hf_deepseek_v3_direct; do
         ok "$name: every tensor has the bits that it came with # SKIP no python3" true
     fi
     # what a run saves goes out as well, and comes back to the same loss
-    ok "$name: a run saves" train $name.saved $name --save $name.save --save-interval 1
+    ok "$name: a run saves" train $name.saved $name --save $name.save --save-interval 1 $still
     is "$name: what it saved is exported" "$(status_of "$tool" export-hf $name.save $name.trained --dtype fp32)" 0
     command -v python3 >/dev/null && is "$name: unchanged weights are the same tensors" \
         "$(same_tensors $name.back/model.safetensors $name.trained/model.safetensors)" same

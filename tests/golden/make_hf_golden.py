@@ -38,6 +38,9 @@ def main():
         for parameter_name, parameter in model.named_parameters():  # weights of norms are 1 otherwise
             if "norm" in parameter_name:
                 parameter.data = 1 + 0.3 * torch.randn_like(parameter)
+        for buffer_name, buffer in model.named_buffers():  # changes who is chosen
+            if "e_score_correction_bias" in buffer_name and not name.endswith("direct"):
+                buffer.copy_(0.3 * torch.randn_like(buffer))
         model = model.float().eval()
         model.save_pretrained(root / name)
         (root / name / "generation_config.json").unlink(missing_ok=True)

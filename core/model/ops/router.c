@@ -234,7 +234,7 @@ struct routing op_add_route(struct program *p, const struct model *m, int logits
     struct moe_attributes a = moe_attributes_of(m);
     const struct router_shape *s = &a.shape;
     int op = program_op(p, &op_route, "route", &logits, 1, &a, sizeof(a));
-    struct routing r;
+    struct routing r = {.shape = a.shape};
     int64_t per_token[2] = {s->tokens, s->topk}, entries = moe_dispatch_entries(s);
     int64_t counts = s->count_sets * s->experts + (a.balance_globally ? 1 : 0);
     program_router(p, op,
@@ -243,10 +243,10 @@ struct routing op_add_route(struct program *p, const struct model *m, int logits
                                        .num_dims = 1,
                                        .dims = {s->experts, 1}});
     r.probs = program_output(p, op, "routing_probs", DTYPE_F32, 2, per_token, true);
-    int experts = program_output(p, op, "routing_experts", DTYPE_I32, 2, per_token, false);
+    r.experts = program_output(p, op, "routing_experts", DTYPE_I32, 2, per_token, false);
     r.dispatch = program_output(p, op, "routing_dispatch", DTYPE_I32, 1, &entries, false);
     int count = program_output(p, op, "routing_counts", DTYPE_I32, 1, &counts, false);
-    int pinned[] = {r.probs, experts, r.dispatch, count};
+    int pinned[] = {r.probs, r.experts, r.dispatch, count};
     for (int i = 0; i < 4; i++) p->tensors[pinned[i]].is_pinned = true;
     return r;
 }
