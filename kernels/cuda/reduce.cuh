@@ -5,11 +5,23 @@
 
 #define FULL_WARP 0xFFFFFFFFu
 
+#ifdef CUDA_EMULATION /* the same additions, after one meeting of the lanes instead of five */
+template <typename T> static inline T warp_sum(T x) {
+    T all[32];
+    const unsigned char(*lanes)[EMULATED_LANE_BYTES] =
+        emulated_warp_meet(EMULATED_PLACE("warp_sum"), FULL_WARP, &x, sizeof(T));
+    for (int lane = 0; lane < 32; lane++) memcpy(&all[lane], lanes[lane], sizeof(T));
+    for (int bits = 16; bits; bits /= 2)
+        for (int lane = 0; lane < bits; lane++) all[lane] += all[lane ^ bits];
+    return all[0];
+}
+#else
 template <typename T> static __device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
     for (int bits = 16; bits; bits /= 2) x += __shfl_xor_sync(FULL_WARP, x, bits);
     return x;
 }
+#endif
 
 /* fmaxf drops a NaN; this keeps it. */
 static __device__ __forceinline__ float max_or_nan(float a, float b) {

@@ -135,6 +135,9 @@ static inline uint32_t __umulhi(uint32_t a, uint32_t b) {
 static inline int __popc(uint32_t a) {
     return __builtin_popcount(a);
 }
+static inline int __ffs(int a) {
+    return __builtin_ffs(a);
+}
 static inline float rsqrtf(float x) {
     return 1.0f / sqrtf(x);
 }
