@@ -8,7 +8,7 @@ import layout_runs
 from layout_runs import Pool, Tap, flags, layout_of, name, world
 from layouts_agree import FULL, SAVING, SELECTIVE, TRAIN, check_gradients, check_scalars
 
-layout_runs.MODELS["drawn"] = """--num-layers 4 --num-experts 8 --moe-router-topk 2 --moe-layer-freq [0]+[1]*3 --moe-ffn-hidden-size 48
+layout_runs.MODELS["drawn"] = """--num-layers 4 --global-batch-size 8 --num-experts 8 --moe-router-topk 2 --moe-layer-freq [0]+[1]*3 --moe-ffn-hidden-size 48
  --moe-shared-expert-intermediate-size 32 --moe-shared-expert-gate --position-embedding-type rope --normalization RMSNorm --swiglu
  --disable-bias-linear --untie-embeddings-and-output-weights --moe-aux-loss-coeff 0.01 --moe-z-loss-coeff 0.001
  --moe-router-force-load-balancing""".split()
@@ -16,7 +16,6 @@ layout_runs.MODELS["all"] = [x for x in layout_runs.MODELS["drawn"] if x != "--m
 
 A2A, GATHER = {"dispatch": "alltoall"}, {"dispatch": "allgather"}
 TABLE = [layout_of(**x) for x in (
-    {"model": "drawn", "dp": 2, "ep": 2, "etp": 1, **A2A},
     {"model": "drawn", "dp": 2, "ep": 2, "etp": 1, "room": 0.2, **GATHER},
     {"model": "all", "dp": 4, "ep": 4, "etp": 1, "room": 0.3, "sharding": "zero1", **A2A},
     {"model": "all", "tp": 2, "sp": 1, "ep": 1, "etp": 2, "room": 0.5, **A2A},
@@ -28,9 +27,8 @@ TABLE = [layout_of(**x) for x in (
     {"model": "all", "cp": 2, "ep": 1, "etp": 2, "comm": "all_gather", **GATHER},
     {"model": "drawn", "pp": 2, "dp": 2, "ep": 2, "etp": 1, "room": 0.1, "schedule": "zero-bubble", "sharding": "zero1", **A2A},
     {"model": "all", "pp": 2, "vpp": 2, "dp": 2, "ep": 1, "etp": 2, "room": 0.6, "schedule": "interleaved", **GATHER},
-    {"model": "drawn", "dp": 4, "ep": 2, "etp": 1, "room": 0.4, "sharding": "fsdp3", "overlap": 1, **A2A},
+    {"model": "drawn", "dp": 4, "ep": 2, "etp": 1, "sharding": "fsdp3", "overlap": 1, **A2A},
     {"model": "drawn", "pp": 2, "tp": 2, "sp": 1, "dp": 2, "ep": 2, "etp": 2, "room": 0.3, "schedule": "1f1b", **A2A},
-    {"model": "drawn", "dp": 2, "ep": 2, "etp": 1, "room": 0.5, "dtype": "bf16", **A2A},
     {"model": "all", "tp": 2, "sp": 1, "dp": 2, "ep": 2, "etp": 2, "room": 0.5, "dtype": "bf16", **GATHER},
 )]
 RECOMPUTE = {
