@@ -5,6 +5,7 @@
 #include "core/checkpoint/checkpoint.h"
 #include "core/train/dry_run.h"
 #include "core/train/measure_hardware.h"
+#include "core/train/memory_timeline.h"
 #include "core/train/self_check.h"
 #include "core/train/sweep.h"
 #include "core/train/trainer.h"
@@ -123,6 +124,9 @@ static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
         if (status) die(STATUS_USAGE, "%s", err->text);
     }
     if (cfg->dry_run && ranks->rank > 0) return STATUS_OK;
+    if (cfg->dry_run && cfg->memory_timeline &&
+        memory_timeline_plan(cfg, 0, "From the plan (--dry-run): nothing was run.", err))
+        return usage_error(ranks, err);
     if (cfg->dry_run)
         return cfg->recompute_sweep ? recompute_sweep(cfg, NULL, stdout, err) : dry_run(cfg, stdout, err);
     if (ranks_open_groups(ranks, cfg, err)) return usage_error(ranks, err);

@@ -243,12 +243,11 @@ static void place_segments(struct stage *s, const int *choice, struct plan *p) {
                                                          .num_layers = o->length,
                                                          .selected = o->set,
                                                          .chunk = v,
-                                                         .unit = -1};
+                                                         .unit = {-1, -1}};
             layer += o->length;
         }
-        if (chunk->head)
-            s->segments[count++] =
-                base->segments[base->chunks[v].first_segment + base->chunks[v].num_segments - 1];
+        while (from < after && from->kind == SEGMENT_LAYERS) from++;
+        while (from < after) s->segments[count++] = *from++;
         chunk->num_segments = count - chunk->first_segment;
     }
     *p = *base;

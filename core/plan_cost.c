@@ -29,24 +29,42 @@ static struct comm *open_group(struct comm_world *world, const char *name, int s
 
 static void meter_open(struct meter *m, const struct plan *plan) {
     const struct model *model = &plan->request.model;
-    int tp = (int)model_tp(model), cp = (int)model_cp(model);
+    int tp = (int)model_tp(model), cp = (int)model_cp(model), experts = (int)model_expert_ranks(model);
+    int data = plan->request.layout.data > cp ? plan->request.layout.data : cp, world = tp * data;
+    if (experts > world) world = experts;
     *m = (struct meter){.plan = plan, .table = kernels_meta(plan->request.kernels)};
     m->stream = (struct stream){.kernels = &m->table, .threads = plan->request.threads, .meter = &m->meter};
-    comm_world_open_fake(&m->world, 0, tp > cp ? tp : cp);
-    m->comms = (struct run_comms){open_group(m->world, "tensor", tp), open_group(m->world, "context", cp)};
+    comm_world_open_fake(&m->world, 0, world);
+    m->comms = (struct run_comms){.tp = open_group(m->world, "tensor", tp),
+                                  .cp = open_group(m->world, "context", cp)};
+    if (!model->moe.experts) return;
+    m->comms.expert = open_group(m->world, "expert", experts);
+    m->comms.tp_cp = open_group(m->world, "tensor-context", tp * cp);
+    m->comms.tp_dp_cp = open_group(m->world, "tensor-data-context", tp * data);
+}
+
+static int list_comms(const struct meter *m, struct comm *list[5]) {
+    struct comm *const all[] = {m->comms.tp, m->comms.cp, m->comms.expert, m->comms.tp_cp, m->comms.tp_dp_cp};
+    int count = 0;
+    for (size_t i = 0; i < ARRAY_COUNT(all); i++)
+        if (all[i]) list[count++] = all[i];
+    return count;
 }
 
 static void meter_close(struct meter *m) {
-    comm_close(m->comms.tp);
-    comm_close(m->comms.cp);
+    struct comm *comms[5];
+    int count = list_comms(m, comms);
+    for (int i = 0; i < count; i++) comm_close(comms[i]);
     comm_world_close(m->world);
 }
 
 static double messages(const struct meter *m) {
+    struct comm *comms[5];
+    int count = list_comms(m, comms);
     double bytes = 0;
-    for (int kind = 0; kind < COMM_KIND_COUNT; kind++)
-        bytes += comm_stats(m->comms.tp, (enum comm_kind)kind)->bytes +
-                 comm_stats(m->comms.cp, (enum comm_kind)kind)->bytes;
+    for (int i = 0; i < count; i++)
+        for (int kind = 0; kind < COMM_KIND_COUNT; kind++)
+            bytes += comm_stats(comms[i], (enum comm_kind)kind)->bytes;
     return bytes;
 }
 

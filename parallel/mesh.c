@@ -173,6 +173,10 @@ static struct group group_of(const struct mesh *m, enum mesh_group kind) {
     case MESH_EXPERT_TENSOR:
         span(&g, s->expert_tensor, 1, m->etp);
         break;
+    case MESH_EXPERT_TENSOR_MODEL:
+        span(&g, s->expert_tensor, 1, m->etp);
+        span(&g, s->expert, s->expert_tensor, m->ep);
+        break;
     case MESH_EXPERT_DATA:
         if (has_no_experts(s))
             span_data_context(&g, m);
@@ -220,6 +224,7 @@ const char *mesh_group_name(enum mesh_group group) {
         [MESH_OPTIMIZER_INSTANCES] = "optimizer-instances",
         [MESH_EXPERT] = "expert-parallel",
         [MESH_EXPERT_TENSOR] = "expert-tensor-parallel",
+        [MESH_EXPERT_TENSOR_MODEL] = "expert-tensor-model-parallel",
         [MESH_EXPERT_DATA] = "expert-data-parallel",
     };
     CHECK(group >= 0 && group < MESH_GROUP_COUNT, "no such group");
@@ -255,7 +260,7 @@ void mesh_print(const struct mesh_shape *shape, FILE *out) {
         fprintf(out, "experts: expert-tensor %d * expert %d * expert-data %d * pipeline %d\n",
                 shape->expert_tensor, shape->expert, m.expert_data, shape->pipeline);
     for (int kind = 0; kind < MESH_GROUP_COUNT; kind++) {
-        bool of_experts = kind == MESH_EXPERT || kind == MESH_EXPERT_TENSOR || kind == MESH_EXPERT_DATA;
+        bool of_experts = kind >= MESH_EXPERT && kind <= MESH_EXPERT_DATA;
         if (!of_experts || !has_no_experts(shape)) print_groups(shape, (enum mesh_group)kind, out);
     }
 }

@@ -48,6 +48,7 @@ enum mesh_group {
     MESH_OPTIMIZER_INSTANCES, /* ranks that hold the same shard */
     MESH_EXPERT,
     MESH_EXPERT_TENSOR,
+    MESH_EXPERT_TENSOR_MODEL, /* expert x expert tensor: the ranks that exchange tokens */
     MESH_EXPERT_DATA,
     MESH_GROUP_COUNT
 };

@@ -51,3 +51,6 @@ struct recompute_chunk {
 /* Writes at most chunk->num_layers groups that cover exactly its layers; returns how many. */
 int recompute_groups(const struct recompute_policy *policy, const struct recompute_chunk *chunk,
                      struct recompute_group *groups);
+/* Of a layer of multi-token prediction, which has number `layer` after the model's last: it follows no other,
+ * so with uniform it is a group of its own; block counts from the first layer and does not reach it. */
+recompute_set recompute_of_mtp(const struct recompute_policy *policy, int stage, int layer);

@@ -53,10 +53,11 @@ static int rules_layer_ids(struct config *cfg, struct err *err) {
                 "--recompute-layer-ids and %s both say which layers are recomputed: drop one of them",
                 config_flag_name(others[i]));
     }
+    int64_t layers = cfg->num_layers + (config_is_set(cfg, mtp_num_layers) ? cfg->mtp_num_layers : 0);
     for (int64_t i = 0; i < ids->count; i++) {
-        REQUIRE(ids->items[i] < cfg->num_layers,
+        REQUIRE(ids->items[i] < layers,
                 "--recompute-layer-ids %lld: there is no such layer, the layers are 0 to %lld; drop it",
-                (long long)ids->items[i], (long long)cfg->num_layers - 1);
+                (long long)ids->items[i], (long long)layers - 1);
         sorted[i] = ids->items[i];
     }
     qsort(sorted, (size_t)ids->count, sizeof(*sorted), compare_ids);

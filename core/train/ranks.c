@@ -39,15 +39,24 @@ int ranks_open_groups(struct ranks *r, const struct config *cfg, struct err *err
     struct {
         enum mesh_group group;
         struct comm **comm_p;
-    } groups[] = {{MESH_WORLD, &r->comms.world},       {MESH_TENSOR, &r->comms.tensor},
-                  {MESH_CONTEXT, &r->comms.context},   {MESH_PIPELINE, &r->comms.pipeline},
-                  {MESH_DATA_CONTEXT, &r->comms.data}, {MESH_EMBEDDING, &r->comms.embedding},
-                  {MESH_KV_REPLICAS, &r->comms.kv}};
+    } groups[] = {{MESH_WORLD, &r->comms.world},
+                  {MESH_TENSOR, &r->comms.tensor},
+                  {MESH_CONTEXT, &r->comms.context},
+                  {MESH_PIPELINE, &r->comms.pipeline},
+                  {MESH_DATA_CONTEXT, &r->comms.data},
+                  {MESH_EMBEDDING, &r->comms.embedding},
+                  {MESH_KV_REPLICAS, &r->comms.kv},
+                  {MESH_EXPERT_TENSOR_MODEL, &r->comms.expert},
+                  {MESH_EXPERT_DATA, &r->comms.expert_data},
+                  {MESH_TENSOR_CONTEXT, &r->comms.tensor_context},
+                  {MESH_TENSOR_DATA_CONTEXT, &r->comms.tensor_data_context}};
+    enum { WITHOUT_EXPERTS = 7 };
     if (ranks_mesh(cfg, r->rank, &r->mesh, err)) return -1;
+    size_t num_groups = cfg->num_experts > 0 ? ARRAY_COUNT(groups) : WITHOUT_EXPERTS;
     if (cfg->exit_signal_handler) comm_world_set_alarm(r->world, is_told_to_end);
     comm_world_set_timeout(r->world, 60.0 * (double)cfg->distributed_timeout_minutes);
     int *members = mem_new_array(int, (size_t)r->size, "ranks of a group");
-    for (size_t i = 0; i < ARRAY_COUNT(groups); i++) {
+    for (size_t i = 0; i < num_groups; i++) {
         int index, count = mesh_group_ranks(&r->mesh, groups[i].group, members, &index);
         *groups[i].comm_p = comm_open(r->world, mesh_group_name(groups[i].group), members, count);
     }
@@ -56,9 +65,9 @@ int ranks_open_groups(struct ranks *r, const struct config *cfg, struct err *err
 }
 
 void ranks_close(struct ranks *r) {
-    struct comm *comms[] = {r->comms.world, r->comms.tensor,    r->comms.context, r->comms.pipeline,
-                            r->comms.data,  r->comms.embedding, r->comms.kv};
-    for (size_t i = 0; i < ARRAY_COUNT(comms); i++) comm_close(comms[i]);
+    struct comm *comms[EXECUTOR_MAX_COMMS];
+    int count = executor_list_comms(&r->comms, comms);
+    for (int i = 0; i < count; i++) comm_close(comms[i]);
     comm_world_close(r->world);
     *r = (struct ranks){0};
 }

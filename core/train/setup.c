@@ -56,6 +56,12 @@ static void place_model(struct model *m, const struct config *cfg, const struct 
     m->tp_rank = mesh->tp;
     m->cp = mesh->shape.context;
     m->cp_rank = mesh->cp;
+    if (m->moe.experts) {
+        m->ep = mesh->shape.expert;
+        m->ep_rank = mesh->ep;
+        m->etp = mesh->shape.expert_tensor;
+        m->etp_rank = mesh->etp;
+    }
     m->sequence_parallel = cfg->sequence_parallel;
     m->cp_comm = cfg->cp_comm == CP_COMM_ALL_GATHER ? MODEL_CP_ALL_GATHER
                  : cfg->cp_comm == CP_COMM_A2A      ? MODEL_CP_A2A
@@ -63,13 +69,14 @@ static void place_model(struct model *m, const struct config *cfg, const struct 
 }
 
 static int split_layers(struct setup *s, const struct config *cfg, struct err *err) {
-    struct pipeline_split_options options = {.layers = (int)cfg->num_layers,
-                                             .stages = (int)cfg->pipeline_model_parallel_size,
-                                             .chunks = (int)cfg->virtual_stages,
-                                             .account_embedding =
-                                                 cfg->account_for_embedding_in_pipeline_split,
-                                             .account_loss = cfg->account_for_loss_in_pipeline_split,
-                                             .layout = cfg->pipeline_model_parallel_layout};
+    struct pipeline_split_options options = {
+        .layers = (int)cfg->num_layers,
+        .stages = (int)cfg->pipeline_model_parallel_size,
+        .chunks = (int)cfg->virtual_stages,
+        .account_embedding = cfg->account_for_embedding_in_pipeline_split,
+        .account_loss = cfg->account_for_loss_in_pipeline_split,
+        .mtp_layers = config_is_set(cfg, mtp_num_layers) ? (int)cfg->mtp_num_layers : 0,
+        .layout = cfg->pipeline_model_parallel_layout};
     if (config_is_set(cfg, decoder_first_pipeline_num_layers))
         options.first_layers = (int)cfg->decoder_first_pipeline_num_layers;
     if (config_is_set(cfg, decoder_last_pipeline_num_layers))
@@ -119,6 +126,8 @@ static struct plan_layout layout_from_config(struct setup *s, const struct confi
                                 .late_receive = !cfg->overlap_p2p_comm,
                                 .data = ranks,
                                 .data_rank = mesh->dp * mesh->shape.context + mesh->cp,
+                                .expert_data = mesh->expert_data,
+                                .expert_data_rank = mesh->edp,
                                 .sharding = sharding[cfg->sharding],
                                 .num_buckets =
                                     config_is_set(cfg, ddp_num_buckets) ? (int)cfg->ddp_num_buckets : 0,

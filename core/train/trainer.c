@@ -2,6 +2,7 @@
 #include "core/train/trainer.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/train/memory_timeline.h"
 #include "core/train/signals.h"
 #include "core/train/sync.h"
 #include <math.h>
@@ -176,6 +177,7 @@ struct flops_shape setup_flops_shape(const struct model *m) {
                                 .num_query_groups = m->groups,
                                 .kv_channels = m->head_dim,
                                 .gated_linear_unit = activation_is_gated(m->activation),
+                                .mtp_num_layers = m->mtp_layers,
                                 .num_moe_layers = model_num_moe_layers(m),
                                 .moe_ffn_hidden_size = m->moe.ffn,
                                 .moe_router_topk = m->moe.topk,
@@ -235,6 +237,8 @@ static void gather_ranks(struct trainer *t) {
     t->busy_sorted = mem_new_array(double, (size_t)size, "reports of the ranks");
     t->hosts = mem_new_array(char, (size_t)(size * RANK_HOST_BYTES), "hosts of the ranks");
     t->world_gemm_flops = t->setup.plan.step_gemm_flops;
+    if (t->cfg->moe_per_layer_logging)
+        t->layer_losses = mem_new_array(struct router_losses, (size_t)t->cfg->num_layers, "losses by layer");
     if (!t->ranks) return;
     snprintf(t->hosts + (ptrdiff_t)rank * RANK_HOST_BYTES, RANK_HOST_BYTES, "%s",
              comm_world_host(t->ranks->world));
@@ -245,8 +249,10 @@ static void gather_ranks(struct trainer *t) {
 /* Ranks that compute the same layers must have the same plan. */
 static void check_equal_plans(const struct trainer *t) {
     if (!t->ranks) return;
-    struct comm *const comms[] = {t->ranks->comms.tensor, t->ranks->comms.data};
+    const struct executor_comms *c = &t->ranks->comms;
+    struct comm *const comms[] = {c->tensor, c->data, c->expert, c->expert_data};
     for (size_t i = 0; i < ARRAY_COUNT(comms); i++) {
+        if (!comms[i]) continue;
         int64_t hashes[2] = {(int64_t)t->setup.plan.hash, -(int64_t)t->setup.plan.hash};
         comm_all_reduce(comms[i], &hashes[0], 1, COMM_I64, COMM_MAX);
         comm_all_reduce(comms[i], &hashes[1], 1, COMM_I64, COMM_MAX);
@@ -286,6 +292,7 @@ int trainer_open(struct trainer *t, const struct config *cfg, const struct ranks
     t->start_iteration = t->state.iteration;
     status = open_data(t, err);
     if (!status) status = open_reports(t, err);
+    if (!status) status = memory_timeline_open(t, err);
     return ranks_agree(ranks, status, err);
 }
 
@@ -297,12 +304,14 @@ void trainer_close(struct trainer *t) {
     metrics_close(t->metrics);
     tensorboard_close(t->tensorboard);
     timers_close(t->timers);
+    memory_timeline_close(t);
     if (t->executor.plan) executor_close(&t->executor); /* ends what is under way; the trace sees it */
     trace_close(t->trace);
     arena_close(&t->arena);
     state_close(t);
     mem_free(t->rank_reports);
     mem_free(t->busy_sorted);
+    mem_free(t->layer_losses);
     mem_free(t->hosts);
     str_free(&t->config_json);
     setup_close(&t->setup);

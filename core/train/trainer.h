@@ -85,15 +85,19 @@ struct trainer {
     struct lr_schedule lr, decoupled_lr;
     struct wd_schedule wd;
     bool has_decoupled_lr;
+    double mtp_tokens[MODEL_MAX_MTP_LAYERS]; /* of the last step, that count at each depth */
+    double mtp_loss[MODEL_MAX_MTP_LAYERS];   /* means over them */
     struct flops_shape flops;
     struct metrics *metrics; /* on rank 0 */
     struct tensorboard *tensorboard;
     struct trace *trace;
+    struct memory_recording *recording; /* --memory-timeline */
     struct timers *timers;
-    double *rank_reports;    /* RANK_REPORT_WORDS of each rank */
-    double *busy_sorted;     /* one per rank */
-    char *hosts;             /* RANK_HOST_BYTES of each rank */
-    double world_gemm_flops; /* of a full step, all ranks */
+    double *rank_reports;               /* RANK_REPORT_WORDS of each rank */
+    double *busy_sorted;                /* one per rank */
+    struct router_losses *layer_losses; /* --moe-per-layer-logging: means of this step, per layer; or NULL */
+    char *hosts;                        /* RANK_HOST_BYTES of each rank */
+    double world_gemm_flops;            /* of a full step, all ranks */
     int timer_step, timer_optimizer, timer_data, timer_eval, timer_save;
     int64_t start_iteration, last_saved_iteration;
     uint64_t start_ns;

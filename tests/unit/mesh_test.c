@@ -50,6 +50,7 @@ static const int group_axes[MESH_GROUP_COUNT] = {
     [MESH_PIPELINE] = PP,
     [MESH_EXPERT] = EP,
     [MESH_EXPERT_TENSOR] = ETP,
+    [MESH_EXPERT_TENSOR_MODEL] = ETP | EP,
     [MESH_EXPERT_DATA] = EDP,
 };
 
@@ -72,6 +73,7 @@ static bool together(const struct mesh_shape *s, enum mesh_group kind, const str
         return a->tp == b->tp && a->pp == b->pp && at_a % shard == at_b % shard;
     case MESH_EXPERT:
     case MESH_EXPERT_TENSOR:
+    case MESH_EXPERT_TENSOR_MODEL:
     case MESH_EXPERT_DATA:
         return ((free & ETP) || a->etp == b->etp) && ((free & EP) || a->ep == b->ep) &&
                ((free & EDP) || a->edp == b->edp) && a->pp == b->pp;
@@ -284,7 +286,8 @@ TEST(print_topology_shows_sizes_and_groups_with_more_than_one_member) {
     s = shape_of(4, 1, 1, 1), s.expert = 2;
     printed(&s, text, sizeof(text));
     EXPECT_CONTAINS(text, "experts: expert-tensor 1 * expert 2 * expert-data 2 * pipeline 1\n");
-    EXPECT_CONTAINS(text, "expert-parallel: [0 1] [2 3]\nexpert-data-parallel: [0 2] [1 3]\n");
+    EXPECT_CONTAINS(text, "expert-parallel: [0 1] [2 3]\nexpert-tensor-model-parallel: [0 1] [2 3]\n"
+                          "expert-data-parallel: [0 2] [1 3]\n");
 }
 
 RUN_TESTS(CASE(groups_are_the_ranks_that_share_all_other_coordinates),

@@ -1,140 +1,23 @@
-/* The ops of a mixture of experts. Routing (probabilities, choices, rows, counts) is pinned: it is decided in
- * the first forward and never again, so recomputation cannot change it or the shapes that follow from it. */
+/* The ops between router and residual: rows in the order of the experts, the products with their weights, and
+ * back. */
+#include "core/model/ops/moe.h"
 #include "core/model/ops.h"
 #include "core/model/run.h"
 #include <stdio.h>
-
-struct moe_attributes {
-    struct router_shape shape;
-    float balance_coeff, z_coeff;
-    int64_t hidden;
-};
-
-static struct moe_attributes attributes_of(const struct model *m) {
-    return (struct moe_attributes){.shape = {.tokens = model_rows(m) * m->micro_batch,
-                                             .experts = m->moe.experts,
-                                             .topk = m->moe.topk,
-                                             .group_count = m->moe.group_count,
-                                             .group_topk = m->moe.group_topk,
-                                             .count_sets = m->moe.balance_by_sequence ? m->micro_batch : 1,
-                                             .score = m->moe.score,
-                                             .pre_softmax = m->moe.pre_softmax,
-                                             .scaling = m->moe.scaling},
-                                   .balance_coeff = m->moe.balance_coeff,
-                                   .z_coeff = m->moe.z_coeff,
-                                   .hidden = m->hidden};
-}
-
-/* The dispatch tensor: offsets, padded to an even line, rows of slots, slots of rows. */
-static int64_t offsets_space(const struct router_shape *s) {
-    return (s->experts + 1 + 15) / 16 * 16;
-}
-static int64_t slots_of(const struct router_shape *s) {
-    return s->tokens * s->topk;
-}
-static int32_t *row_of_slot(int32_t *dispatch, const struct router_shape *s) {
-    return dispatch + offsets_space(s);
-}
-static int32_t *slot_of_row(int32_t *dispatch, const struct router_shape *s) {
-    return dispatch + offsets_space(s) + slots_of(s);
-}
-
-/* ---- router: logits in fp32 from the hidden states ---- */
-
-static void router_forward(struct run *r, const struct op *o) {
-    const struct moe_attributes *a = o->attributes;
-    enum dtype dtype = run_info(r, o->in[0])->dtype;
-    KERNEL_CALL(gemm, r->stream, .c = run_tensor(r, o->out[0]), .a = run_tensor(r, o->in[0]),
-                .b = run_param(r, o, 0)->plain, .trans_b = true, .m = a->shape.tokens, .n = a->shape.experts,
-                .k = a->hidden, .dtype = dtype, .c_dtype = DTYPE_F32);
-}
-
-static void router_backward(struct run *r, const struct op *o) {
-    const struct moe_attributes *a = o->attributes;
-    const struct param_view *w = run_param(r, o, 0);
-    KERNEL_CALL(router_backward, r->stream, .dx = run_grad(r, o->in[0]), .dweight = w->grad,
-                .dlogits = run_grad(r, o->out[0]), .x = run_tensor(r, o->in[0]), .weight = w->plain,
-                .tokens = a->shape.tokens, .experts = a->shape.experts, .hidden = a->hidden,
-                .accumulate_dx = run_accumulates(r, 0), .accumulate_dweight = run_param_accumulates(w),
-                .dtype = run_info(r, o->in[0])->dtype);
-}
-
-static const struct op_def op_router = {"router", router_forward, router_backward, .backward_reads_in = 1,
-                                        .grad_in = 1};
-
-int op_add_router(struct program *p, const struct model *m, int x) {
-    struct moe_attributes a = attributes_of(m);
-    int op = program_op(p, &op_router, "router", &x, 1, &a, sizeof(a));
-    program_param(p, op,
-                  (struct param_info){.name = "decoder.layers.%d.mlp.router.weight",
-                                      .per_layer = true,
-                                      .num_dims = 2,
-                                      .dims = {m->moe.experts, m->hidden},
-                                      .init = PARAM_INIT_NORMAL,
-                                      .init_std = m->init_std,
-                                      .forms = PARAM_FORM_PLAIN});
-    return program_output(p, op, "router_logits", DTYPE_F32, 2, (int64_t[]){a.shape.tokens, a.shape.experts},
-                          true);
-}
-
-/* ---- route: who goes where ---- */
-
-static void route_forward(struct run *r, const struct op *o) {
-    const struct moe_attributes *a = o->attributes;
-    const struct router_shape *s = &a->shape;
-    int32_t *dispatch = run_tensor(r, o->out[2]);
-    bool counts = r->training && run_is_first_forward(r) && !run_is_meta(r);
-    KERNEL_CALL(route_forward, r->stream, .probs = run_tensor(r, o->out[0]),
-                .experts = run_tensor(r, o->out[1]), .offsets = dispatch,
-                .row_of_slot = row_of_slot(dispatch, s), .slot_of_row = slot_of_row(dispatch, s),
-                .counts = run_tensor(r, o->out[3]),
-                .balance_sum = counts && a->balance_coeff != 0 ? &r->router_losses->balance : NULL,
-                .z_sum = counts && a->z_coeff != 0 ? &r->router_losses->z : NULL,
-                .logits = run_tensor(r, o->in[0]), .shape = *s);
-}
-
-static void route_backward(struct run *r, const struct op *o) {
-    const struct moe_attributes *a = o->attributes;
-    KERNEL_CALL(route_backward, r->stream, .dlogits = run_grad(r, o->in[0]), .dprobs = run_grad(r, o->out[0]),
-                .logits = run_tensor(r, o->in[0]), .experts = run_tensor(r, o->out[1]),
-                .counts = run_tensor(r, o->out[3]), .shape = a->shape,
-                .balance_scale = a->balance_coeff * r->aux_grad_scale,
-                .z_scale = a->z_coeff * r->aux_grad_scale);
-}
-
-static const struct op_def op_route = {
-    "route",     route_forward, route_backward, .backward_reads_in = 1, .backward_reads_out = 2 | 8,
-    .grad_in = 1};
-
-struct routing op_add_route(struct program *p, const struct model *m, int logits) {
-    struct moe_attributes a = attributes_of(m);
-    const struct router_shape *s = &a.shape;
-    int op = program_op(p, &op_route, "route", &logits, 1, &a, sizeof(a));
-    struct routing r;
-    int64_t per_token[2] = {s->tokens, s->topk}, counts[2] = {s->count_sets, s->experts};
-    int64_t entries = offsets_space(s) + 2 * slots_of(s);
-    r.probs = program_output(p, op, "routing_probs", DTYPE_F32, 2, per_token, true);
-    int experts = program_output(p, op, "routing_experts", DTYPE_I32, 2, per_token, false);
-    r.dispatch = program_output(p, op, "routing_dispatch", DTYPE_I32, 1, &entries, false);
-    int count = program_output(p, op, "routing_counts", DTYPE_I32, 2, counts, false);
-    int pinned[] = {r.probs, experts, r.dispatch, count};
-    for (int i = 0; i < 4; i++) p->tensors[pinned[i]].is_pinned = true;
-    return r;
-}
 
 /* ---- rows in the order of experts, and back ---- */
 
 static void gather(struct run *r, void *y, const void *x, const struct moe_attributes *a, int dispatch,
                    enum dtype dtype) {
     KERNEL_CALL(gather_rows, r->stream, .y = y, .x = x,
-                .index = slot_of_row(run_tensor(r, dispatch), &a->shape), .rows = slots_of(&a->shape),
+                .index = moe_slot_of_row(run_tensor(r, dispatch), &a->shape), .rows = moe_rows(&a->shape),
                 .cols = a->hidden, .divisor = a->shape.topk, .dtype = dtype);
 }
 
 static void combine(struct run *r, void *y, const void *x, const struct moe_attributes *a, int dispatch,
                     enum dtype dtype, bool accumulate) {
     KERNEL_CALL(combine_rows, r->stream, .y = y, .x = x,
-                .index = row_of_slot(run_tensor(r, dispatch), &a->shape), .rows = a->shape.tokens,
+                .index = moe_row_of_slot(run_tensor(r, dispatch), &a->shape), .rows = a->shape.tokens,
                 .cols = a->hidden, .fan = a->shape.topk, .accumulate = accumulate, .dtype = dtype);
 }
 
@@ -164,14 +47,14 @@ static const struct op_def op_unpermute = {"unpermute", unpermute_forward, unper
                                            .backward_reads_in = 2, .grad_in = 1};
 
 int op_add_permute(struct program *p, const struct model *m, int x, struct routing r) {
-    struct moe_attributes a = attributes_of(m);
+    struct moe_attributes a = moe_attributes_of(m);
     int op = program_op(p, &op_permute, "permute", (int[]){x, r.dispatch}, 2, &a, sizeof(a));
-    return program_output(p, op, "expert_rows", m->dtype, 2, (int64_t[]){slots_of(&a.shape), m->hidden},
+    return program_output(p, op, "expert_rows", m->dtype, 2, (int64_t[]){moe_rows(&a.shape), m->hidden},
                           true);
 }
 
 int op_add_unpermute(struct program *p, const struct model *m, int y, struct routing r) {
-    struct moe_attributes a = attributes_of(m);
+    struct moe_attributes a = moe_attributes_of(m);
     int op = program_op(p, &op_unpermute, "unpermute", (int[]){y, r.dispatch}, 2, &a, sizeof(a));
     return program_output(p, op, "expert_sum", m->dtype, 3,
                           (int64_t[]){model_rows(m), m->micro_batch, m->hidden}, true);
@@ -180,7 +63,7 @@ int op_add_unpermute(struct program *p, const struct model *m, int y, struct rou
 /* ---- products with the experts' weights ---- */
 
 struct grouped_attributes {
-    int64_t groups, rows, in, out;
+    int64_t groups, rows, in, out, expected;
 };
 
 static void grouped_forward(struct run *r, const struct op *o) {
@@ -189,7 +72,7 @@ static void grouped_forward(struct run *r, const struct op *o) {
     enum dtype dtype = run_info(r, o->in[0])->dtype;
     KERNEL_CALL(grouped_gemm, r->stream, .c = run_tensor(r, o->out[0]), .a = run_tensor(r, o->in[0]),
                 .b = w->packed_forward ? w->packed_forward : w->plain, .offsets = run_tensor(r, o->in[1]),
-                .groups = g->groups, .rows = g->rows, .n = g->out, .k = g->in,
+                .groups = g->groups, .rows = g->rows, .n = g->out, .k = g->in, .expected = g->expected,
                 .trans_b = w->packed_forward == NULL, .b_packed = w->packed_forward != NULL, .dtype = dtype,
                 .c_dtype = dtype);
 }
@@ -200,7 +83,7 @@ static void grouped_backward(struct run *r, const struct op *o) {
     enum dtype dtype = run_info(r, o->in[0])->dtype;
     KERNEL_CALL(grouped_gemm, r->stream, .c = run_grad(r, o->in[0]), .a = run_grad(r, o->out[0]),
                 .b = w->packed_backward ? w->packed_backward : w->plain, .offsets = run_tensor(r, o->in[1]),
-                .groups = g->groups, .rows = g->rows, .n = g->in, .k = g->out,
+                .groups = g->groups, .rows = g->rows, .expected = g->expected, .n = g->in, .k = g->out,
                 .b_packed = w->packed_backward != NULL, .dtype = dtype, .c_dtype = dtype,
                 .accumulate = run_accumulates(r, 0));
 }
@@ -210,7 +93,7 @@ static void grouped_backward_weight(struct run *r, const struct op *o) {
     const struct param_view *w = run_param(r, o, 0);
     KERNEL_CALL(grouped_gemm, r->stream, .c = w->grad, .a = run_grad(r, o->out[0]),
                 .b = run_tensor(r, o->in[0]), .offsets = run_tensor(r, o->in[1]), .groups = g->groups,
-                .rows = g->rows, .n = g->out, .k = g->in, .sums_rows = true,
+                .rows = g->rows, .expected = g->expected, .n = g->out, .k = g->in, .sums_rows = true,
                 .accumulate = run_param_accumulates(w), .dtype = run_info(r, o->in[0])->dtype,
                 .c_dtype = DTYPE_F32);
 }
@@ -223,7 +106,8 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                           const struct linear_spec *spec) {
     char full[160];
     const struct tensor_info *t = &p->tensors[x];
-    struct grouped_attributes g = {m->moe.experts, t->dims[0], t->dims[1], spec->out_features};
+    struct grouped_attributes g = {model_experts(m), t->dims[0], t->dims[1], spec->out_features,
+                                   r.expected_rows};
     int op = program_op(p, &op_grouped_linear, spec->name, (int[]){x, r.dispatch}, 2, &g, sizeof(g));
     snprintf(full, sizeof(full), "%s.weight", spec->prefix);
     program_param(p, op,
@@ -232,6 +116,8 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                                       .num_dims = 2,
                                       .dims = {g.groups * g.out, g.in},
                                       .groups = (int)g.groups,
+                                      .shard = spec->shard,
+                                      .is_expert = true,
                                       .init = PARAM_INIT_NORMAL,
                                       .init_std = spec->init_std,
                                       .forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD});
@@ -243,34 +129,38 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
 struct scaled_attributes {
     struct router_shape shape;
     enum activation kind;
-    int64_t rows, cols;
+    int64_t rows, cols, expected;
 };
 
 static void scaled_forward(struct run *r, const struct op *o) {
     const struct scaled_attributes *a = o->attributes;
     KERNEL_CALL(scaled_activation_forward, r->stream, .y = run_tensor(r, o->out[0]),
                 .x = run_tensor(r, o->in[0]), .scales = run_tensor(r, o->in[1]),
-                .index = slot_of_row(run_tensor(r, o->in[2]), &a->shape), .rows = a->rows, .cols = a->cols,
-                .kind = a->kind, .dtype = run_info(r, o->in[0])->dtype);
+                .index = moe_slot_of_row(run_tensor(r, o->in[2]), &a->shape), .rows = a->rows,
+                .expected = a->expected, .cols = a->cols, .kind = a->kind,
+                .dtype = run_info(r, o->in[0])->dtype);
 }
 
 static void scaled_backward(struct run *r, const struct op *o) {
     const struct scaled_attributes *a = o->attributes;
-    KERNEL_CALL(scaled_activation_backward, r->stream, .dx = run_grad(r, o->in[0]),
-                .dscales = run_grad(r, o->in[1]), .dy = run_grad(r, o->out[0]), .x = run_tensor(r, o->in[0]),
-                .scales = run_tensor(r, o->in[1]), .index = slot_of_row(run_tensor(r, o->in[2]), &a->shape),
-                .rows = a->rows, .cols = a->cols, .kind = a->kind, .dtype = run_info(r, o->in[0])->dtype);
+    KERNEL_CALL(
+        scaled_activation_backward, r->stream, .dx = run_grad(r, o->in[0]), .dscales = run_grad(r, o->in[1]),
+        .dy = run_grad(r, o->out[0]), .x = run_tensor(r, o->in[0]), .scales = run_tensor(r, o->in[1]),
+        .index = moe_slot_of_row(run_tensor(r, o->in[2]), &a->shape), .rows = a->rows,
+        .expected = a->expected, .cols = a->cols, .kind = a->kind, .dtype = run_info(r, o->in[0])->dtype);
 }
 
 static const struct op_def op_scaled_activation = {"scaled_activation", scaled_forward, scaled_backward,
                                                    .backward_reads_in = 7, .grad_in = 3};
 
 int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r) {
-    struct moe_attributes moe = attributes_of(m);
-    struct scaled_attributes a = {moe.shape, m->activation, slots_of(&moe.shape), m->moe.ffn};
+    struct scaled_attributes a = {r.shape, m->activation, r.rows ? r.rows : moe_rows(&r.shape),
+                                  model_expert_ffn(m), r.expected_rows};
     int op =
         program_op(p, &op_scaled_activation, "moe_act", (int[]){x, r.probs, r.dispatch}, 3, &a, sizeof(a));
-    return program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);
+    int y = program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);
+    p->tensors[y].is_partly_unused = r.expected_rows > 0;
+    return y;
 }
 
 /* ---- shared experts' gate ---- */
