@@ -4,6 +4,7 @@
 #include "core/base/version.h"
 #include "core/checkpoint/checkpoint.h"
 #include "core/train/memory_timeline.h"
+#include "core/train/out_of_memory.h"
 #include "core/train/self_check.h"
 #include "core/train/trainer.h"
 #include <stdio.h>
@@ -106,8 +107,7 @@ static int dry_run(const struct config *cfg, const struct ranks *ranks, struct e
     } else if (cfg->dry_run_json && write_file(cfg->dry_run_json, &json, err)) {
         status = usage_error(ranks, err);
     } else if (config_is_set(cfg, device_memory_limit) && largest > (uint64_t)cfg->device_memory_limit) {
-        log_error("the plan does not fit --device-memory-limit");
-        status = STATUS_OUT_OF_MEMORY;
+        status = out_of_memory_explain(cfg, stderr, err) ? usage_error(ranks, err) : STATUS_OUT_OF_MEMORY;
     }
     for (size_t i = 0; i < count; i++) str_free(&stages[i].json);
     mem_free(stages);
