@@ -41,7 +41,7 @@ for name in chromium chromium-browser google-chrome; do
     command -v $name >/dev/null && browser=$name && break
 done
 browse() { # arguments...: a browser without a window
-    timeout 120 "$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$DIR/profile" \
+    timeout 120 "$browser" --headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-background-networking --disable-extensions --disable-dev-shm-usage --user-data-dir="$DIR/profile" \
         --window-size=1280,1000 "$@" 2>browser.err </dev/null
 }
 echo '<p id="probe">' >probe.html
