@@ -59,7 +59,7 @@ for page in "${pages[@]}"; do
     browse --screenshot=picture.png "file://$DIR/$page.html"
     # shellcheck disable=SC2046
     colours=$(python3 "$here/png_colours.py" picture.png $(echo "$root" | sed 's/.*data-plot="\([0-9,]*\)".*/\1/; s/,/ /g') 100)
-    ok "$page: the chart has many colours ($colours)" test "${colours:-0}" -ge 8
+    ok "$page: the chart has many colours ($colours)" test "${colours:-0}" -ge 20
     contains "$page: the peak is described" "$page.dom" "The peak is at instruction" "alive at the peak"
 done
 is "two stages side by side" "$(grep -o 'class="stage"' plan.dom | wc -l)" 2
