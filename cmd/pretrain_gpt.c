@@ -5,7 +5,9 @@
 #include "core/checkpoint/checkpoint.h"
 #include "core/train/dry_run.h"
 #include "core/train/measure_hardware.h"
+#include "core/train/memory_timeline.h"
 #include "core/train/self_check.h"
+#include "core/train/sweep.h"
 #include "core/train/trainer.h"
 #include <stdio.h>
 #include <string.h>
@@ -121,9 +123,15 @@ static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
         str_free(&json);
         if (status) die(STATUS_USAGE, "%s", err->text);
     }
-    if (cfg->dry_run) return ranks->rank > 0 ? STATUS_OK : dry_run(cfg, stdout, err);
+    if (cfg->dry_run && ranks->rank > 0) return STATUS_OK;
+    if (cfg->dry_run && cfg->memory_timeline &&
+        memory_timeline_plan(cfg, 0, "From the plan (--dry-run): nothing was run.", err))
+        return usage_error(ranks, err);
+    if (cfg->dry_run)
+        return cfg->recompute_sweep ? recompute_sweep(cfg, NULL, stdout, err) : dry_run(cfg, stdout, err);
     if (ranks_open_groups(ranks, cfg, err)) return usage_error(ranks, err);
     if (cfg->self_check) return self_check_run(cfg, ranks, stdout, err);
+    if (cfg->recompute_sweep) return recompute_sweep(cfg, ranks, stdout, err);
     return train(cfg, ranks, err);
 }
 

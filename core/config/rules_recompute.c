@@ -220,6 +220,13 @@ int rules_recompute(struct config *cfg, const struct config_module *modules, int
             config_derive(cfg, CONFIG_FLAG_recompute_granularity, "--recompute-activations");
         }
     }
+    REQUIRE(cfg->recompute_sweep || !(GAVE(recompute_sweep_steps) || config_is_set(cfg, recompute_sweep_out)),
+            "--recompute-sweep-steps and --recompute-sweep-out have no effect without --recompute-sweep: add "
+            "it or "
+            "drop them");
+    REQUIRE(!cfg->recompute_sweep ||
+                (cfg->recompute_granularity == CONFIG_UNSET_CHOICE && !cfg->recompute_plan),
+            "--recompute-sweep tries all recompute settings: drop the recompute flags beside it");
     if (cfg->recompute_plan && cfg->recompute_granularity == CONFIG_UNSET_CHOICE) {
         cfg->recompute_granularity = RECOMPUTE_GRANULARITY_AUTO;
         config_derive(cfg, CONFIG_FLAG_recompute_granularity, "--recompute-plan");

@@ -288,6 +288,7 @@ static void run_list(struct executor *e, struct run *r, const struct plan_segmen
 static void note_memory(struct executor *e, const struct run *r) {
     size_t end = (size_t)(r->high_water - e->arena->base);
     if (r->high_water && end > e->high_water) e->high_water = end;
+    if (e->run_ends) e->run_ends[e->num_run_ends++] = r->high_water ? end : e->plan->activations;
     if (e->trace)
         trace_counter(e->trace, "memory", clock_now_ns(), 1,
                       &(struct trace_arg){"allocated_bytes", (double)end});

@@ -77,7 +77,9 @@ struct executor {
     double loss_sum;                           /* masked token losses since executor_begin_step */
     double mtp_loss_sum[MODEL_MAX_MTP_LAYERS]; /* the same of each depth of multi-token prediction */
     double phase_seconds[PHASE_COUNT];
-    size_t high_water;   /* end of the highest arena byte in use so far: the measured peak */
+    size_t high_water; /* end of the highest arena byte in use so far: the measured peak */
+    size_t *run_ends;  /* NULL, or for each list that is run the end of the highest byte it was handed */
+    int num_run_ends;
     struct trace *trace; /* NULL: no trace */
     bool check_finite;
     struct bad_tensor bad;

@@ -6,7 +6,7 @@
 #include "core/train/trainer.h"
 
 /* The pipeline stages of the configuration with another micro-batch size. */
-struct search {
+struct micro_batch_search {
     const struct config *cfg;
     struct setup setup;
     struct plan_request *stages; /* as configured */
@@ -16,15 +16,8 @@ struct search {
     int64_t largest; /* of the sizes that may be given */
 };
 
-/* What one size gives. */
-struct fit {
-    int64_t micro_batch; /* 0: none */
-    size_t peak;         /* of the largest rank */
-    double step_seconds; /* 0 without --hardware */
-};
-
 /* Numbers of micro-batches with size b instead of the configured one; false when b cannot be given. */
-static bool scale_count(const struct search *s, int64_t b, int count, int *scaled_p) {
+static bool scale_count(const struct micro_batch_search *s, int64_t b, int count, int *scaled_p) {
     int64_t samples = count * s->cfg->micro_batch_size;
     *scaled_p = count;
     if (!config_is_given(s->cfg, global_batch_size)) return true; /* larger steps */
@@ -32,7 +25,7 @@ static bool scale_count(const struct search *s, int64_t b, int count, int *scale
     return samples % b == 0;
 }
 
-static bool scale(struct search *s, int64_t b) {
+static bool scale(struct micro_batch_search *s, int64_t b) {
     for (int r = 0; r < s->num_stages; r++) {
         const struct plan_request *from = &s->stages[r];
         struct plan_request *to = &s->scaled[r];
@@ -54,7 +47,7 @@ static bool scale(struct search *s, int64_t b) {
 }
 
 /* All stages with a policy: whether they fit. */
-static bool fits(struct search *s, struct recompute_policy policy, struct fit *out) {
+static bool fits(struct micro_batch_search *s, struct recompute_policy policy, struct micro_batch_fit *out) {
     struct stage_time *times = mem_new_array(struct stage_time, (size_t)s->num_stages, "stage times");
     struct plan plan = {0};
     bool all_fit = true;
@@ -75,11 +68,12 @@ static bool fits(struct search *s, struct recompute_policy policy, struct fit *o
     return all_fit;
 }
 
-static bool fits_with(struct search *s, int64_t b, const struct recompute_setting *setting, struct fit *out) {
+static bool fits_with(struct micro_batch_search *s, int64_t b, const struct recompute_policy *policy,
+                      struct micro_batch_fit *out) {
     struct plan_auto chosen;
     struct err err;
     out->micro_batch = b;
-    if (setting) return fits(s, setting->policy, out);
+    if (policy) return fits(s, *policy, out);
     if (plan_auto_choose(s->scaled, s->num_stages, s->limit, &chosen, &err)) return false;
     bool ok = fits(s,
                    (struct recompute_policy){.granularity = RECOMPUTE_PLANNED,
@@ -91,7 +85,7 @@ static bool fits_with(struct search *s, int64_t b, const struct recompute_settin
 }
 
 /* The next size above b that may be given; 0 after the last. */
-static int64_t next_size(struct search *s, int64_t b) {
+static int64_t next_size(struct micro_batch_search *s, int64_t b) {
     while (++b <= s->largest)
         if (scale(s, b)) return b;
     return 0;
@@ -100,19 +94,20 @@ static int64_t next_size(struct search *s, int64_t b) {
 /* With a global batch the sizes that may be given are few, and a larger one may take less (fewer
  * micro-batches are in flight): try all. Without one they are all numbers and a larger one never takes less:
  * double, then halve the gap. */
-static struct fit find_largest(struct search *s, const struct recompute_setting *setting) {
-    struct fit best = {0}, now = {0};
+static struct micro_batch_fit find_largest(struct micro_batch_search *s,
+                                           const struct recompute_policy *policy) {
+    struct micro_batch_fit best = {0}, now = {0};
     if (config_is_given(s->cfg, global_batch_size)) {
         for (int64_t b = next_size(s, 0); b; b = next_size(s, b))
-            if (fits_with(s, b, setting, &now)) best = now;
+            if (fits_with(s, b, policy, &now)) best = now;
         return best;
     }
     int64_t low = 0, high = 1;
-    for (; high <= s->largest && scale(s, high) && fits_with(s, high, setting, &now); high *= 2)
+    for (; high <= s->largest && scale(s, high) && fits_with(s, high, policy, &now); high *= 2)
         best = now, low = high;
     while (high - low > 1) {
         int64_t middle = low + (high - low) / 2;
-        if (middle <= s->largest && scale(s, middle) && fits_with(s, middle, setting, &now))
+        if (middle <= s->largest && scale(s, middle) && fits_with(s, middle, policy, &now))
             best = now, low = middle;
         else
             high = middle;
@@ -120,14 +115,18 @@ static struct fit find_largest(struct search *s, const struct recompute_setting 
     return best;
 }
 
-static void print_row(const struct search *s, const char *flags, const struct fit *f, FILE *out,
-                      struct str *json) {
+struct micro_batch_fit micro_batch_search_largest(struct micro_batch_search *s,
+                                                  const struct recompute_policy *policy) {
+    struct micro_batch_fit f = find_largest(s, policy);
+    int64_t size = config_is_given(s->cfg, global_batch_size) ? s->cfg->micro_batch_size : f.micro_batch;
+    double samples = (double)(s->stages[0].micro_batches * s->cfg->data_parallel_size * size);
+    if (f.step_seconds > 0) f.tokens_per_second = samples * (double)s->cfg->seq_length / f.step_seconds;
+    return f;
+}
+
+static void print_row(const char *flags, const struct micro_batch_fit *f, FILE *out, struct str *json) {
     char peak[32];
-    const struct model *m = &s->stages[0].model;
-    double samples =
-        (double)s->stages[0].micro_batches * (double)s->cfg->data_parallel_size *
-        (double)(config_is_given(s->cfg, global_batch_size) ? s->cfg->micro_batch_size : f->micro_batch);
-    double tokens = f->step_seconds > 0 ? samples * (double)m->seq / f->step_seconds : 0;
+    double tokens = f->tokens_per_second;
     if (!f->micro_batch) {
         fprintf(out, "  %-36s %11s\n", flags, "none fits");
     } else {
@@ -154,7 +153,7 @@ static void print_row(const struct search *s, const char *flags, const struct fi
     json_end_object(json);
 }
 
-static void print_table(struct search *s, FILE *out, struct str *json) {
+static void print_table(struct micro_batch_search *s, FILE *out, struct str *json) {
     struct recompute_setting settings[SETTINGS_MAX];
     const struct plan_request *r = &s->stages[0];
     char limit[32];
@@ -172,16 +171,15 @@ static void print_table(struct search *s, FILE *out, struct str *json) {
     fputc('\n', out);
     json_begin_array(json);
     for (int i = 0; i <= count; i++) {
-        const struct recompute_setting *setting = i < count ? &settings[i] : NULL; /* the last: auto */
-        if (!setting && !s->setup.request.hardware) break;
-        struct fit f = find_largest(s, setting);
-        print_row(s, setting ? setting->flags : "auto", &f, out, json);
+        if (i == count && !s->setup.request.hardware) break; /* the last: auto */
+        struct micro_batch_fit f = micro_batch_search_largest(s, i < count ? &settings[i].policy : NULL);
+        print_row(i < count ? settings[i].flags : "auto", &f, out, json);
     }
     json_end_array(json);
     if (!s->setup.request.hardware) fprintf(out, "  (with --hardware also auto, and predicted steps)\n");
 }
 
-static int find_limit(struct search *s, struct err *err) {
+static int find_limit(struct micro_batch_search *s, struct err *err) {
     const struct hardware *hw = s->setup.request.hardware;
     if (config_is_set(s->cfg, device_memory_limit))
         s->limit = (size_t)s->cfg->device_memory_limit;
@@ -193,24 +191,40 @@ static int find_limit(struct search *s, struct err *err) {
     return 0;
 }
 
+static int open_search(struct micro_batch_search *s, struct err *err) {
+    const struct config *cfg = s->cfg;
+    if (setup_open(&s->setup, cfg, 0, 0, err) || find_limit(s, err)) return -1;
+    s->stages = mem_new_array(struct plan_request, (size_t)s->num_stages, "requests of the stages");
+    s->scaled = mem_new_array(struct plan_request, (size_t)s->num_stages, "requests of the stages");
+    if (setup_requests(&s->setup, cfg, s->stages, err)) return -1;
+    s->counts = mem_new_array(int, (size_t)s->stages[0].num_other_counts + 1, "micro-batch counts");
+    if (config_is_given(cfg, global_batch_size))
+        s->largest = s->stages[0].micro_batches * cfg->micro_batch_size;
+    return 0;
+}
+
+struct micro_batch_search *micro_batch_search_open(const struct config *cfg, struct err *err) {
+    struct micro_batch_search *s = mem_zalloc(sizeof(*s), "micro-batch search");
+    *s = (struct micro_batch_search){
+        .cfg = cfg, .num_stages = (int)cfg->pipeline_model_parallel_size, .largest = 1 << 20};
+    if (!open_search(s, err)) return s;
+    micro_batch_search_close(s);
+    return NULL;
+}
+
+void micro_batch_search_close(struct micro_batch_search *s) {
+    if (!s) return;
+    mem_free(s->stages);
+    mem_free(s->scaled);
+    mem_free(s->counts);
+    setup_close(&s->setup);
+    mem_free(s);
+}
+
 int find_max_micro_batch(const struct config *cfg, FILE *out, struct str *json, struct err *err) {
-    struct search s = {.cfg = cfg, .num_stages = (int)cfg->pipeline_model_parallel_size, .largest = 1 << 20};
-    int status = setup_open(&s.setup, cfg, 0, 0, err);
-    if (!status) status = find_limit(&s, err);
-    if (!status) {
-        s.stages = mem_new_array(struct plan_request, (size_t)s.num_stages, "requests of the stages");
-        s.scaled = mem_new_array(struct plan_request, (size_t)s.num_stages, "requests of the stages");
-        status = setup_requests(&s.setup, cfg, s.stages, err);
-    }
-    if (!status) {
-        s.counts = mem_new_array(int, (size_t)s.stages[0].num_other_counts + 1, "micro-batch counts");
-        if (config_is_given(cfg, global_batch_size))
-            s.largest = s.stages[0].micro_batches * cfg->micro_batch_size;
-        print_table(&s, out, json);
-    }
-    mem_free(s.stages);
-    mem_free(s.scaled);
-    mem_free(s.counts);
-    setup_close(&s.setup);
-    return status;
+    struct micro_batch_search *s = micro_batch_search_open(cfg, err);
+    if (!s) return -1;
+    print_table(s, out, json);
+    micro_batch_search_close(s);
+    return 0;
 }

@@ -1,6 +1,7 @@
 /* One iteration: walk this rank's list of actions over the micro-batches, put gradients, loss and token
  * counts of all ranks together, then update the weights. */
 #include "core/train/trainer.h"
+#include "core/train/memory_timeline.h"
 #include "core/train/routers.h"
 #include "core/train/sync.h"
 #include <math.h>
@@ -207,7 +208,9 @@ int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, str
                                 .params_norm = -1};
     executor_begin_step(&t->executor, state->iteration);
     timers_start(t->timers, t->timer_step);
+    memory_timeline_begin(t, out->micro_batches);
     if (run_micro_batches(t, out->micro_batches, &tokens, err)) return -1;
+    memory_timeline_end(t);
     timers_stop(t->timers, t->timer_step);
     timers_start(t->timers, t->timer_optimizer);
     double inverse_scale = 1 / scale / (cfg->calculate_per_token_loss ? fmax(tokens, 1) : 1);

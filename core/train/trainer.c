@@ -2,6 +2,7 @@
 #include "core/train/trainer.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/train/memory_timeline.h"
 #include "core/train/signals.h"
 #include "core/train/sync.h"
 #include <math.h>
@@ -291,6 +292,7 @@ int trainer_open(struct trainer *t, const struct config *cfg, const struct ranks
     t->start_iteration = t->state.iteration;
     status = open_data(t, err);
     if (!status) status = open_reports(t, err);
+    if (!status) status = memory_timeline_open(t, err);
     return ranks_agree(ranks, status, err);
 }
 
@@ -302,6 +304,7 @@ void trainer_close(struct trainer *t) {
     metrics_close(t->metrics);
     tensorboard_close(t->tensorboard);
     timers_close(t->timers);
+    memory_timeline_close(t);
     if (t->executor.plan) executor_close(&t->executor); /* ends what is under way; the trace sees it */
     trace_close(t->trace);
     arena_close(&t->arena);

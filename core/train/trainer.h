@@ -91,6 +91,7 @@ struct trainer {
     struct metrics *metrics; /* on rank 0 */
     struct tensorboard *tensorboard;
     struct trace *trace;
+    struct memory_recording *recording; /* --memory-timeline */
     struct timers *timers;
     double *rank_reports;               /* RANK_REPORT_WORDS of each rank */
     double *busy_sorted;                /* one per rank */

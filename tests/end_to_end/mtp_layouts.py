@@ -10,6 +10,8 @@ MTP = ["--mtp-num-layers", "2", "--mtp-loss-scaling-factor", "0.3"]
 layout_runs.MODELS.update({
     "mtp": layout_runs.MODELS["llama"] + MTP,  # its own output layer, fused loss
     "mtp-tied": "--position-embedding-type rope --make-vocab-size-divisible-by 20 --embedding-init-method-std 0.03".split() + MTP,
+    "mtp-moe": layout_runs.MODELS["llama"] + MTP + """--num-experts 4 --moe-layer-freq [0]*6+[1]*2 --moe-ffn-hidden-size 48
+ --moe-aux-loss-coeff 0.01""".split(),  # each stage routes the tokens of its micro-batches as one rank does
     "mtp-mla": layout_runs.MODELS["mla"] + MTP,
 })
 layout_runs.SPLITS["mtp", 2] = ["--pipeline-model-parallel-layout", "Ettttt|tttmmL"]
@@ -21,13 +23,14 @@ ROWS = [
     (layout_of(split="even", model="mtp", cp=2, dp=2, sharding="fsdp3", overlap=1), UNIFORM),
     (layout_of(split="even", model="mtp-tied", tp=2, dp=2, sharding="fsdp2"), UNIFORM + ["--distribute-saved-activations"]),
     (layout_of(model="mtp-tied", pp=2, split="mtp"), FULL + "--recompute-method uniform --recompute-num-layers 3".split()),
+    (layout_of(split="even", model="mtp-moe", pp=2, dp=2, sharding="fsdp2"), SELECTIVE + ["moe", "layernorm"]),
     (layout_of(split="even", model="mtp-mla", tp=2, sp=1), SELECTIVE + ["mla_up_proj", "layernorm"]),
 ]
 
 
 def main():
     tap, pool = Tap(), Pool(*sys.argv[1:3])
-    ones = {model: pool.start(layout_of(model=model), SAVING) for model in ("mtp", "mtp-tied", "mtp-mla")}
+    ones = {model: pool.start(layout_of(model=model), SAVING) for model in ("mtp", "mtp-tied", "mtp-moe", "mtp-mla")}
     rows = [(layout, {"none": pool.start(layout, SAVING), "again": pool.start(layout, TRAIN),
                       " ".join(setting[3:]): pool.start(layout, TRAIN + setting)}) for layout, setting in ROWS]
     legs = 2 * (2 + 2)
