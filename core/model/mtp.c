@@ -25,16 +25,18 @@ bool model_mtp_passes_on(const struct model *m, int layer) {
     return layer + 1 < m->mtp_layers;
 }
 
-/* The layer's parameters from `first` on belong to this depth. */
+static void rename_one(struct param_info *info) {
+    char name[192];
+    CHECK(!strncmp(info->name, LAYER_PREFIX, strlen(LAYER_PREFIX)), "%s is not of a layer", info->name);
+    snprintf(name, sizeof(name), "%s%s", PREFIX "transformer_layer.", info->name + strlen(LAYER_PREFIX));
+    mem_free((void *)(uintptr_t)info->name);
+    info->name = mem_strdup(name, "parameter name");
+}
+
+/* The layer's parameters from `first` on, and its router's state, belong to this depth. */
 static void rename_params(struct program *p, int first) {
-    for (int i = first; i < p->num_params; i++) {
-        struct param_info *info = &p->params[i];
-        char name[192];
-        CHECK(!strncmp(info->name, LAYER_PREFIX, strlen(LAYER_PREFIX)), "%s is not of a layer", info->name);
-        snprintf(name, sizeof(name), "%s%s", PREFIX "transformer_layer.", info->name + strlen(LAYER_PREFIX));
-        mem_free((void *)(uintptr_t)info->name);
-        info->name = mem_strdup(name, "parameter name");
-    }
+    for (int i = first; i < p->num_params; i++) rename_one(&p->params[i]);
+    for (int i = 0; i < p->num_routers; i++) rename_one(&p->routers[i]);
 }
 
 static int build_joined_norms(struct program *p, const struct model *m, int words, int hidden) {
