@@ -9,9 +9,7 @@ static void list_routers(struct plan *plan) {
     for (int i = 0, next = 0; i < plan->num_segments; i++) {
         struct plan_segment *s = &plan->segments[i];
         const struct program *program = &plan->compiled[s->compiled].program;
-        int first =
-            s->first_layer; /* depths of multi-token prediction count from 0, and follow the last layer */
-        if (s->kind == SEGMENT_MTP) first += (int)plan->request.model.layers;
+        int first = s->first_layer + (s->kind == SEGMENT_MTP ? (int)plan->request.model.layers : 0);
         s->routers = mem_new_array(int, (size_t)program->num_routers, "segment routers");
         for (int k = 0; k < program->num_routers; k++, next++) {
             char name[192];

@@ -25,18 +25,16 @@ bool model_mtp_passes_on(const struct model *m, int layer) {
     return layer + 1 < m->mtp_layers;
 }
 
-static void rename_one(struct param_info *info) {
-    char name[192];
-    CHECK(!strncmp(info->name, LAYER_PREFIX, strlen(LAYER_PREFIX)), "%s is not of a layer", info->name);
-    snprintf(name, sizeof(name), "%s%s", PREFIX "transformer_layer.", info->name + strlen(LAYER_PREFIX));
-    mem_free((void *)(uintptr_t)info->name);
-    info->name = mem_strdup(name, "parameter name");
-}
-
-/* The layer's parameters from `first` on, and its router's state, belong to this depth. */
-static void rename_params(struct program *p, int first) {
-    for (int i = first; i < p->num_params; i++) rename_one(&p->params[i]);
-    for (int i = 0; i < p->num_routers; i++) rename_one(&p->routers[i]);
+/* The layer's parameters (or routers) from `first` on belong to this depth. */
+static void rename_params(struct param_info *params, int first, int count) {
+    for (int i = first; i < count; i++) {
+        struct param_info *info = &params[i];
+        char name[192];
+        CHECK(!strncmp(info->name, LAYER_PREFIX, strlen(LAYER_PREFIX)), "%s is not of a layer", info->name);
+        snprintf(name, sizeof(name), "%s%s", PREFIX "transformer_layer.", info->name + strlen(LAYER_PREFIX));
+        mem_free((void *)(uintptr_t)info->name);
+        info->name = mem_strdup(name, "parameter name");
+    }
 }
 
 static int build_joined_norms(struct program *p, const struct model *m, int words, int hidden) {
@@ -59,9 +57,10 @@ void build_mtp(struct program *p, const struct model *m, int layer) {
                                             .shard.full = {m->hidden, 2 * m->hidden},
                                             .out_features = m->hidden,
                                             .init_std = m->init_std});
-    int first = p->num_params;
+    int first = p->num_params, first_router = p->num_routers;
     x = build_layer(p, m, x, m->layers - 1);
-    rename_params(p, first);
+    rename_params(p->params, first, p->num_params);
+    rename_params(p->routers, first_router, p->num_routers);
     program_end(p, outer);
     x = op_add_norm(p, m, x, "final_layernorm", PREFIX "final_layernorm", true);
     build_output(p, m, x, model_mtp_passes_on(m, layer));
