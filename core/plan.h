@@ -35,7 +35,10 @@ struct plan_layout {
     int64_t bucket_elements;   /* a bucket closes when it holds so many; 0: one per chunk */
     bool overlap_param_gather; /* one gather runs ahead of its use: a second staging buffer */
     bool distribute_saved;     /* recomputed segments keep a tensor-parallel share of their input */
+    bool overlap_grad_reduce;  /* for predicted times only */
 };
+
+struct hardware; /* plan_hardware.h */
 
 /* What the plan is made from. */
 struct plan_request {
@@ -49,6 +52,7 @@ struct plan_request {
     const struct kernels *kernels; /* decides packing and workspace */
     struct threads *threads;       /* workspace may depend on how many there are */
     struct plan_layout layout;
+    const struct hardware *hardware; /* rates for predicted times; NULL: none */
 };
 
 enum plan_category {
@@ -83,7 +87,8 @@ struct plan_param {
     bool is_embedding; /* embedding or output layer: --decoupled-lr */
     bool is_qk_norm, is_vocabulary;
     bool sum_over_tensor; /* the gradient is a sum over tensor-parallel ranks */
-    bool is_tied_copy;    /* first and last stage hold it: the gradient is a sum over both */
+    bool is_tied_copy; /* first and last stage hold it (tied, or read by multi-token prediction): the gradient
+                          is a sum over both */
     int chunk,
         first_segment; /* the lowest segment that uses it: after its last backward the gradient is complete */
     int bucket;
@@ -124,7 +129,9 @@ struct plan_router {
     bool writes;               /* this rank saves the bias, and counts it in hashes */
 };
 
-enum segment_kind { SEGMENT_EMBEDDING, SEGMENT_LAYERS, SEGMENT_HEAD };
+/* Depths of multi-token prediction follow the head; `first_layer` counts them from 0, and evaluation, which
+ * reports the next token's loss alone, leaves them out. */
+enum segment_kind { SEGMENT_EMBEDDING, SEGMENT_LAYERS, SEGMENT_HEAD, SEGMENT_MTP };
 
 struct plan_segment {
     enum segment_kind kind;
@@ -153,6 +160,9 @@ struct compiled_cost { /* of one run of the lists */
     struct kernel_cost forward, rerun, backward;
     double message_bytes; /* that this rank sends inside the lists (tensor and context parallel) */
     double *op_flops;     /* per op: FLOPs of its forward */
+    /* Predicted, with request.hardware: the forward list, the two parts of the backward list, the weight
+     * list. */
+    double forward_seconds, rerun_seconds, backward_seconds, weight_seconds;
 };
 
 /* How the parameters of a family are shared, and the buffers through which they pass. */
@@ -202,12 +212,14 @@ struct plan {
     size_t *receive, *send; /* activations between stages */
     int num_boundary_grads, num_receives, num_sends;
     size_t full_input[2]; /* distribute_saved: whole inputs of the segment that runs and of the next */
-    size_t batch, batch_slot_bytes; /* per slot: tokens, positions, labels, loss mask; each s * b * 4 bytes */
-    size_t activations;             /* arena offset of slot 0 */
-    size_t *slot_base;              /* per slot, relative to activations */
-    size_t activation_bytes;        /* peak of frames and work areas */
-    size_t arena_bytes;             /* everything: the predicted peak */
-    int peak_segment;               /* where the peak is reached, and in which direction */
+    /* Per slot: tokens, positions, labels, loss mask; then, where there is multi-token prediction, tokens,
+     * labels and mask of each depth. Each is s * b * 4 bytes, aligned: a part. */
+    size_t batch, batch_part_bytes, batch_slot_bytes;
+    size_t activations;      /* arena offset of slot 0 */
+    size_t *slot_base;       /* per slot, relative to activations */
+    size_t activation_bytes; /* peak of frames and work areas */
+    size_t arena_bytes;      /* everything: the predicted peak */
+    int peak_segment;        /* where the peak is reached, and in which direction */
     enum action_kind peak_kind;
     size_t peak_frame_bytes, peak_work_bytes;
     size_t *peak_live_end; /* per slot: what is alive at the peak, and of which chunk */
@@ -223,6 +235,8 @@ uint64_t plan_hash_of(const struct plan *plan);
 /* The list of a training step; a broken invariant when no step has so many micro-batches. */
 const struct schedule_list *plan_actions(const struct plan *plan, int micro_batches);
 const struct schedule_list *plan_eval_actions(const struct plan *plan);
+/* Whether a micro-batch runs the segment: in evaluation not those of multi-token prediction. */
+bool plan_runs_segment(const struct plan *plan, int segment, bool training);
 /* Bytes of hidden states as they pass between segments and stages, aligned. */
 size_t plan_hidden_bytes(const struct plan *plan);
 /* Bytes of a saved layer input: a share of them with distribute_saved. */

@@ -40,7 +40,8 @@ static struct plan_param new_param(const struct plan *plan, const char *name, co
         .is_qk_norm = strstr(name, ".q_layernorm.") || strstr(name, ".k_layernorm."),
         .is_vocabulary = is_word || !strcmp(name, "output_layer.weight"),
         .sum_over_tensor = info->sum_over_tensor,
-        .is_tied_copy = is_word && plan->request.model.tied && plan->request.layout.stages > 1};
+        .is_tied_copy = is_word && (plan->request.model.tied || plan->request.model.mtp_layers) &&
+                        plan->request.layout.stages > 1};
     p.count = p.dims[0] * p.dims[1];
     if (!p.shard.full[0]) p.shard.full[0] = p.dims[0];
     if (!p.shard.full[1]) p.shard.full[1] = p.dims[1];
@@ -365,6 +366,11 @@ int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p) 
         list_program(&list, model, &layer, i);
     }
     list_program(&list, model, &head, 0);
+    for (int i = 0; i < model->mtp_layers; i++) {
+        program_free(&layer);
+        build_mtp(&layer, model, i);
+        list_program(&list, model, &layer, i);
+    }
     program_free(&embedding), program_free(&layer), program_free(&head);
     *tensors_p = list.items;
     return list.count;

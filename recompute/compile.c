@@ -2,6 +2,7 @@
  */
 #include "recompute/homes.h"
 #include "recompute/grads.h"
+#include "recompute/lives.h"
 #include "core/base/check.h"
 #include "core/base/mem.h"
 #include "core/tensor/layout.h"
@@ -150,24 +151,6 @@ static void lay_out_weight(const struct program *p, struct code *weight) {
     }
 }
 
-/* Whether instruction `in` needs tensor t where it is. */
-static bool touches(const struct program *p, const struct instr *in, int t) {
-    const struct op *o = &p->ops[in->op];
-    bool is_forward = in->kind == INSTR_FORWARD || in->kind == INSTR_RERUN || in->kind == INSTR_FORWARD_END ||
-                      in->kind == INSTR_RERUN_END;
-    bool is_weight = in->kind == INSTR_WEIGHT || in->kind == INSTR_HOLD;
-    unsigned reads_in = is_forward ? ~o->forward_skips_in : o->backward_reads_in;
-    unsigned reads_out =
-        is_forward ? ~o->backward_scratch_out : o->backward_reads_out | o->backward_scratch_out;
-    if (in->kind == INSTR_BACKWARD && o->def->backward_weight) reads_in &= ~o->weight_reads_in;
-    if (is_weight) reads_out = 0;
-    for (int k = 0; k < o->num_in; k++)
-        if (o->in[k] == t && (reads_in >> k & 1)) return true;
-    for (int k = 0; k < o->num_out; k++)
-        if (o->out[k] == t && (reads_out >> k & 1)) return true;
-    return false;
-}
-
 /* Live range of each WORK tensor while `c` runs: from the instruction that makes it to the last that reads
  * it. */
 static int work_ranges(const struct program *p, struct code *c, struct layout_block *blocks) {
@@ -176,7 +159,7 @@ static int work_ranges(const struct program *p, struct code *c, struct layout_bl
         if (p->tensors[t].home != HOME_WORK) continue;
         int first = INT_MAX, last = -1;
         for (int i = 0; i < c->num_instrs; i++) {
-            if (!touches(p, &c->at[i], t)) continue;
+            if (!lives_touches(p, &c->at[i], t)) continue;
             if (first == INT_MAX) first = i;
             last = i;
         }

@@ -36,6 +36,8 @@ find_missing() {
         version=$(clang -dumpversion | cut -d. -f1)
         need "libclang-rt-$version-dev" optional "sanitizers and fuzzers of clang"
     fi
+    command_exists chromium || command_exists chromium-browser || command_exists google-chrome ||
+        need chromium optional "opens the pages of --memory-timeline in tests"
     if [ "$(id -u)" = 0 ]; then # its daemons run as root, so other users skip those tests
         command_exists slurmctld || need slurmctld optional "tests under a real Slurm (its controller)"
         command_exists slurmd || need slurmd optional "tests under a real Slurm (its node daemon)"

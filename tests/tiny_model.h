@@ -116,6 +116,18 @@ static inline struct model tiny_mla(void) {
     return m;
 }
 
+/* Two depths of multi-token prediction, whose layers are of the kind of the last one. */
+static inline struct model tiny_mtp(void) {
+    struct model m = tiny_llama();
+    m.mtp_layers = 2;
+    return m;
+}
+static inline struct model tiny_moe_mtp(void) {
+    struct model m = tiny_moe();
+    m.mtp_layers = 2;
+    return m;
+}
+
 static inline struct plan_request tiny_request(struct model m, struct recompute_policy policy) {
     return (struct plan_request){
         .model = m, .recompute = policy, .micro_batches = 3, .kernels = kernels_cpu()};
@@ -158,7 +170,7 @@ static inline double tiny_step(struct tiny *t, int64_t iteration) {
     size_t n = (size_t)(m->seq * m->micro_batch);
     int32_t *tokens = mem_new_array(int32_t, 3 * n, "tiny"), *labels = tokens + n, *positions = labels + n;
     float *mask = mem_new_array(float, n, "tiny");
-    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f};
+    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f, {0.004f, 0.003f}};
     executor_begin_step(&t->executor, iteration);
     const struct schedule_list *list = plan_actions(&t->plan, t->plan.request.micro_batches);
     for (int i = 0; i < list->count; i++) {
@@ -175,7 +187,8 @@ static inline double tiny_step(struct tiny *t, int64_t iteration) {
 static inline double tiny_objective(const struct tiny *t, double loss_sum) {
     const struct model *m = &t->plan.request.model;
     const struct router_losses *l = &t->executor.router_losses;
-    return 0.01 * loss_sum +
+    double mtp = 0.004 * t->executor.mtp_loss_sum[0] + 0.003 * t->executor.mtp_loss_sum[1];
+    return 0.01 * loss_sum + mtp +
            0.5 * ((double)m->moe.balance_coeff * l->balance + (double)m->moe.z_coeff * l->z);
 }
 

@@ -74,6 +74,7 @@ static int rules_without_effect(const struct config *cfg, struct err *err) {
         NEEDS(profile_step_end, profile),
         NEEDS(profile_ranks, profile),
         NEEDS(profile_trace_file, profile),
+        NEEDS(memory_timeline_stages, memory_timeline),
         NEEDS(use_pytorch_profiler, profile),
         NEEDS(log_params_hash, metrics_file),
         NEEDS(async_save, save),
@@ -285,6 +286,14 @@ static int rules_output(struct config *cfg, struct err *err) {
                 "--profile-ranks %lld: there is no such rank, the ranks are 0 to %lld; drop it",
                 (long long)cfg->profile_ranks.items[i], (long long)cfg->world_size - 1);
     }
+    for (int64_t i = 0; i < cfg->memory_timeline_stages.count; i++)
+        REQUIRE(cfg->memory_timeline_stages.items[i] < cfg->pipeline_model_parallel_size,
+                "--memory-timeline-stages %lld: there is no such stage, the stages are 0 to %lld; drop it",
+                (long long)cfg->memory_timeline_stages.items[i],
+                (long long)cfg->pipeline_model_parallel_size - 1);
+    REQUIRE(!cfg->memory_timeline || (!cfg->print_topology && !cfg->self_check),
+            "--memory-timeline has no effect with %s: drop one of them",
+            cfg->self_check ? "--self-check" : "--print-topology");
     REQUIRE(!cfg->self_check || !rules_plans_only(cfg),
             "--self-check trains, and %s stops before training: drop one of them",
             cfg->dry_run ? "--dry-run" : "--print-topology");
@@ -300,6 +309,10 @@ static int rules_output(struct config *cfg, struct err *err) {
 
 int config_validate(struct config *cfg, const struct config_module *modules, int module_count,
                     struct err *err) {
+    if (cfg->find_max_micro_batch_size && !cfg->dry_run) {
+        cfg->dry_run = true;
+        config_derive(cfg, CONFIG_FLAG_dry_run, "--find-max-micro-batch-size");
+    }
     if (cfg->dry_run_json && !cfg->dry_run) {
         cfg->dry_run = true;
         config_derive(cfg, CONFIG_FLAG_dry_run, "--dry-run-json");
@@ -308,6 +321,7 @@ int config_validate(struct config *cfg, const struct config_module *modules, int
     if (rules_pipeline(cfg, err) || rules_model(cfg, err) || rules_parallel_model(cfg, err)) return -1;
     if (rules_moe(cfg, err) || rules_recompute(cfg, modules, module_count, err) || rules_precision(cfg, err))
         return -1;
+    if (rules_mtp(cfg, err)) return -1;
     if (rules_data(cfg, err) || rules_output(cfg, err)) return -1;
     return rules_schedule(cfg, err) || rules_micro_batches(cfg, err) ? -1 : 0;
 }

@@ -103,6 +103,7 @@ void model_from_config(const struct config *cfg, int64_t padded_vocab, struct mo
         .attention_dropout = (float)cfg->attention_dropout,
         .fused_loss = fused_loss,
         .loss_chunk = LOSS_CHUNK_TOKENS,
+        .mtp_layers = config_is_set(cfg, mtp_num_layers) ? cfg->mtp_num_layers : 0,
     };
     if (cfg->moe_layer_pattern) experts_from_config(cfg, out);
 }

@@ -64,6 +64,10 @@ int op_add_activation(struct program *p, const struct model *m, int x, int64_t w
 int op_add_dropout(struct program *p, const struct model *m, int x, const char *name);
 /* y = residual + dropout(x) */
 int op_add_residual(struct program *p, const struct model *m, int residual, int x, const char *name);
+/* y = x, and its gradient is added to that of x. */
+int op_add_pass(struct program *p, const struct model *m, int x);
+/* [.., .., 2 h] = [a | b] of hidden tensors. */
+int op_add_concat(struct program *p, const struct model *m, int a, int b);
 /* Cross entropy of whole logits [t, V]. */
 void op_add_cross_entropy(struct program *p, const struct model *m, int logits);
 /* Output projection and cross entropy in chunks of tokens: logits are never whole, and the gradients of the

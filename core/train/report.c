@@ -127,6 +127,15 @@ static void add_router_losses(const struct trainer *t, struct metrics_record *re
     if (m->moe.z_coeff != 0) record->extra[record->num_extra++] = (struct metrics_value){"z_loss", l->z};
 }
 
+/* Before their factor, as Megatron-LM logs them. */
+static void add_mtp_losses(const struct trainer *t, struct metrics_record *record) {
+    static const char *const names[MODEL_MAX_MTP_LAYERS] = {"mtp_1 loss", "mtp_2 loss", "mtp_3 loss",
+                                                            "mtp_4 loss", "mtp_5 loss", "mtp_6 loss",
+                                                            "mtp_7 loss", "mtp_8 loss"};
+    for (int64_t k = 0; k < t->setup.plan.request.model.mtp_layers; k++)
+        record->extra[record->num_extra++] = (struct metrics_value){names[k], t->mtp_loss[k]};
+}
+
 /* --moe-per-layer-logging, with Megatron-LM's tags; layers without experts have none. */
 static void write_layer_losses(const struct trainer *t) {
     const struct model *m = &t->setup.plan.request.model;
@@ -176,6 +185,7 @@ bool report_iteration(struct trainer *t, const struct step_result *r, int64_t ba
         .has_params_hash = t->cfg->log_params_hash,
         .params_hash = params_hash};
     add_router_losses(t, &record);
+    add_mtp_losses(t, &record);
     write_layer_losses(t);
     bool printed = metrics_iteration(t->metrics, &record);
     bool first_reports =
@@ -227,7 +237,11 @@ void report_layers(const struct trainer *t, FILE *out) {
             fprintf(out, "  stage %d chunk %d:%s", stage, chunk, part->embedding ? " embedding" : "");
             for (int i = part->first_layer; i < part->first_layer + part->num_layers; i++, found++)
                 fprintf(out, " %d%s", i, is_recomputed(t, stage, chunk, i) ? "r" : "");
-            fprintf(out, "%s\n", part->head ? " head" : "");
+            fprintf(out, "%s", part->head ? " head" : "");
+            for (int i = 0; part->head && i < t->setup.plan.request.model.mtp_layers; i++)
+                fprintf(out, " mtp_%d%s", i + 1,
+                        recompute_of_mtp(&t->setup.plan.request.recompute, stage, layers + i) ? "r" : "");
+            fputc('\n', out);
         }
     CHECK(found == layers, "%d layers are on the stages, the model has %d", found, layers);
 }

@@ -74,6 +74,13 @@ static void shrink_recompute(const struct config *cfg, struct self_check_configs
     struct config *c = &out->layout;
     const struct config_ints *counts = &cfg->recompute_num_layers_per_stage;
     const struct config_ints *ids = &cfg->recompute_layer_ids;
+    if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_AUTO) {
+        /* a plan is for its own number of layers and sizes: whole layers instead */
+        c->recompute_granularity = RECOMPUTE_GRANULARITY_FULL;
+        c->recompute_method = RECOMPUTE_METHOD_UNIFORM;
+        c->recompute_num_layers = 1;
+        return;
+    }
     if (config_is_set(cfg, recompute_num_layers))
         c->recompute_num_layers = shrink_count(cfg, c, cfg->recompute_num_layers);
     if (counts->count > 0) {

@@ -5,6 +5,45 @@
 #include <stdio.h>
 #include <string.h>
 
+static void describe_latents(const struct config *cfg, const struct model *m, struct checkpoint_model *out) {
+    out->kv_channels = m->head_dim;
+    out->num_query_groups = m->groups;
+    out->kv_lora_rank = m->kv_rank;
+    out->q_lora_rank = m->q_rank;
+    out->qk_head_dim = m->plain_dim;
+    out->qk_pos_emb_head_dim = m->rotary_dim;
+    out->v_head_dim = m->value_dim;
+    if (m->yarn_factor <= 1) return; /* plain frequencies */
+    out->rope_scaling_factor = m->yarn_factor;
+    out->mscale = cfg->mscale;
+    out->mscale_all_dim = cfg->mscale_all_dim;
+}
+
+static void describe_experts(const struct config *cfg, const struct model *m, struct checkpoint_model *out) {
+    int64_t dense = 0, layer = 0;
+    while (!model_layer_is_moe(m, dense)) dense++;
+    for (layer = dense; layer < m->layers && model_layer_is_moe(m, layer);) layer++;
+    if (layer < m->layers)
+        snprintf(out->unlike_hf, sizeof(out->unlike_hf),
+                 "--moe-layer-freq with dense layers among the others");
+    out->num_experts = m->moe.experts;
+    out->moe_dense_layers = dense;
+    out->moe_ffn_hidden_size = m->moe.ffn;
+    if (!dense && layer == m->layers) out->ffn_hidden_size = m->moe.ffn; /* nothing has the other */
+    out->moe_shared_ffn_size = m->moe.shared_ffn;
+    out->moe_shared_gate = m->moe.shared_gate;
+    out->moe_topk = m->moe.topk;
+    out->moe_num_groups = m->moe.group_count;
+    out->moe_group_topk = m->moe.group_topk;
+    out->moe_scaling =
+        config_is_set(cfg, moe_router_topk_scaling_factor) ? cfg->moe_router_topk_scaling_factor : 1;
+    out->moe_score = m->moe.score == ROUTER_SOFTMAX   ? CHECKPOINT_SOFTMAX
+                     : m->moe.score == ROUTER_SIGMOID ? CHECKPOINT_SIGMOID
+                                                      : CHECKPOINT_SQRTSOFTPLUS;
+    out->moe_expert_bias = m->moe.expert_bias;
+    out->moe_pre_softmax = m->moe.pre_softmax;
+}
+
 static struct checkpoint_model model_of(const struct trainer *t) {
     const struct config *cfg = t->cfg;
     static const enum checkpoint_activation activations[] = {
@@ -37,15 +76,16 @@ static struct checkpoint_model model_of(const struct trainer *t) {
         .rotary_interleaved = m->rotary_interleaved,
         .rotary_base = m->rotary_base,
         .rotary_percent = cfg->rotary_percent,
-        .rope_scaling_factor = m->yarn_factor > 0 ? m->yarn_factor : m->rope_scaling_factor,
+        .rope_scaling_factor = m->rope_scaling_factor,
         .norm_epsilon = cfg->layernorm_epsilon,
         .hidden_dropout = cfg->hidden_dropout,
         .attention_dropout = cfg->attention_dropout,
     };
-    if (model_has_latents(m)) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--multi-latent-attention");
+    if (model_has_latents(m)) describe_latents(cfg, m, &out);
+    if (m->moe.experts) describe_experts(cfg, m, &out);
     if (m->rotary_interpolation > 1)
         snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--rotary-seq-len-interpolation-factor");
-    if (m->moe.experts) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--num-experts");
+    if (m->mtp_layers) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--mtp-num-layers");
     return out;
 }
 

@@ -211,8 +211,10 @@ static bool has_unit_weights(const struct executor *e, int bucket) {
 static int next_unit(const struct executor *e, const struct action *a, int segment, enum plan_family family) {
     const struct plan_chunk *c = &e->plan->chunks[a->chunk];
     int step = a->kind == ACTION_FORWARD ? 1 : -1;
+    bool training = e->slots[frames_slot(e->plan, a)].training;
     for (int i = segment + step; i >= c->first_segment && i < c->first_segment + c->num_segments; i += step) {
         int unit = e->plan->segments[i].unit[family];
+        if (!plan_runs_segment(e->plan, i, training)) continue;
         if (unit >= 0 && e->plan->buckets[unit].gathers_weights && !has_unit_weights(e, unit)) return unit;
     }
     return NOBODY;
@@ -348,8 +350,10 @@ static bool makes_grads(const struct executor *e, const struct action *a) {
     return a->kind == (e->plan->schedule->splits_backward ? ACTION_WEIGHT : ACTION_BACKWARD);
 }
 
+/* Of a unit: with multi-token prediction the output layer is none, as several segments read it. */
 static bool writes_grads_in_forward(const struct executor *e, int segment) {
-    return e->plan->segments[segment].kind == SEGMENT_HEAD && e->plan->request.model.fused_loss;
+    const struct model *m = &e->plan->request.model;
+    return e->plan->segments[segment].kind == SEGMENT_HEAD && m->fused_loss && !m->mtp_layers;
 }
 
 void sync_before_segment(struct executor *e, const struct action *a, int segment) {

@@ -2,6 +2,7 @@
 #include "core/train/trainer.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/train/memory_timeline.h"
 #include "core/train/signals.h"
 #include "core/train/sync.h"
 #include <math.h>
@@ -166,7 +167,7 @@ static int open_data(struct trainer *t, struct err *err) {
 
 /* ---- reports ---- */
 
-static struct flops_shape flops_shape_of(const struct model *m) {
+struct flops_shape setup_flops_shape(const struct model *m) {
     return (struct flops_shape){.num_layers = m->layers,
                                 .hidden_size = m->hidden,
                                 .ffn_hidden_size = m->ffn,
@@ -176,6 +177,7 @@ static struct flops_shape flops_shape_of(const struct model *m) {
                                 .num_query_groups = m->groups,
                                 .kv_channels = m->head_dim,
                                 .gated_linear_unit = activation_is_gated(m->activation),
+                                .mtp_num_layers = m->mtp_layers,
                                 .num_moe_layers = model_num_moe_layers(m),
                                 .moe_ffn_hidden_size = m->moe.ffn,
                                 .moe_router_topk = m->moe.topk,
@@ -197,7 +199,7 @@ static double measured_peak(const struct trainer *t) {
 
 static int open_reports(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
-    t->flops = flops_shape_of(&t->setup.plan.request.model);
+    t->flops = setup_flops_shape(&t->setup.plan.request.model);
     t->timers = timers_open((int)cfg->timing_log_level, (enum timers_option)cfg->timing_log_option);
     t->timer_step = timers_add(t->timers, "forward-backward", 1);
     t->timer_data = timers_add(t->timers, "batch-generator", 2);
@@ -290,6 +292,7 @@ int trainer_open(struct trainer *t, const struct config *cfg, const struct ranks
     t->start_iteration = t->state.iteration;
     status = open_data(t, err);
     if (!status) status = open_reports(t, err);
+    if (!status) status = memory_timeline_open(t, err);
     return ranks_agree(ranks, status, err);
 }
 
@@ -301,6 +304,7 @@ void trainer_close(struct trainer *t) {
     metrics_close(t->metrics);
     tensorboard_close(t->tensorboard);
     timers_close(t->timers);
+    memory_timeline_close(t);
     if (t->executor.plan) executor_close(&t->executor); /* ends what is under way; the trace sees it */
     trace_close(t->trace);
     arena_close(&t->arena);

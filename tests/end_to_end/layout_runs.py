@@ -135,6 +135,11 @@ def layout_of(**axes):
     return {**ONE, **axes}
 
 
+def compared(line):
+    """Keys of a line's losses and norm."""
+    return ["lm_loss", "grad_norm"] + sorted(key for key in line if key.startswith("mtp_"))
+
+
 class Run:
     """One run: its exit status, its metrics line by line, its validation losses."""
 
@@ -156,12 +161,11 @@ class Run:
 
     def bits(self):
         """All that must be equal bit for bit between two runs of one layout."""
-        keys = ("iteration", "lm_loss", "grad_norm", "params_hash")
-        return [tuple(line[key] for key in keys) for line in self.lines] + self.validation
+        return [tuple(line[key] for key in ("iteration", "params_hash", *compared(line))) for line in self.lines] + self.validation
 
     def scalars(self):
         """None: the gradient norm of an iteration whose gradients overflow in float16."""
-        return [line[key] for line in self.lines for key in ("lm_loss", "grad_norm")] + self.validation
+        return [line[key] for line in self.lines for key in compared(line)] + self.validation
 
     def peaks(self):
         if not self.lines:

@@ -4,7 +4,7 @@ import math
 import os
 import sys
 
-from layout_runs import GRADIENT_BOUND, SCALAR_BOUND, Pool, Tap, layout_of, name, relative, relative_tensors
+from layout_runs import GRADIENT_BOUND, SCALAR_BOUND, Pool, Tap, compared, layout_of, name, relative, relative_tensors
 
 LAYOUTS = [
     layout_of(model="llama"),
@@ -105,7 +105,7 @@ def cycle(tap, pool, model, straight):
         job = pool.start(layout, flags + ["--async-save"] * (i % 2), load=job)
         run = job.get()
         lines = slice(i * LEG, (i + 1) * LEG)
-        expected = [line[key] for line in one.lines[lines] for key in ("lm_loss", "grad_norm")]
+        expected = [line[key] for line in one.lines[lines] for key in compared(line)]
         worst = relative(run.scalars(), expected)
         # iterations add up their errors, as a random walk: each starts from weights that those before it moved
         bound = SCALAR_BOUND * math.sqrt((i + 1) * LEG)

@@ -29,7 +29,7 @@ static void expect_equal(const char *what, struct model m, struct recompute_poli
     struct plan_request request = tiny_request(m, policy);
     struct tiny t;
     tiny_open(&t, &request);
-    double again = tiny_step(&t, 5);
+    double again = tiny_objective(&t, tiny_step(&t, 5));
     float *mine = tiny_grads(&t);
     EXPECT(tiny_all_finite(mine, t.plan.num_parameters), "%s: not finite", what);
     EXPECT(again == loss, "%s: loss %.17g, without recompute %.17g", what, again, loss);
@@ -60,7 +60,7 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
     struct tiny t;
     char what[128];
     tiny_open(&t, &request);
-    double loss = tiny_step(&t, 5);
+    double loss = tiny_objective(&t, tiny_step(&t, 5));
     float *grads = tiny_grads(&t);
     EXPECT(isfinite(loss) && loss > 0, "%s: loss %g", name, loss);
     EXPECT(tiny_all_finite(grads, t.plan.num_parameters), "%s: reference not finite", name);
@@ -123,6 +123,21 @@ TEST(experts_behind_latent_attention) {
     m.layers = 2;
     m.dtype = DTYPE_BF16;
     expect_equal_for_all_policies("mla moe", m);
+}
+
+/* A depth is a group of its own under uniform; block does not reach it. */
+TEST(multi_token_prediction) {
+    struct model m = tiny_mtp();
+    m.layers = 2;
+    expect_equal_for_all_policies("mtp", m);
+    m.fused_loss = false, m.tied = true, m.qk_norm = false, m.dtype = DTYPE_BF16;
+    expect_equal_for_all_policies("mtp tied bf16", m);
+    m = tiny_moe_mtp();
+    m.layers = 2, m.mtp_layers = 1;
+    expect_equal_for_all_policies("mtp moe", m);
+    struct model mla = tiny_mla();
+    mla.layers = 1, mla.mtp_layers = 1, mla.flash = false;
+    expect_equal_for_all_policies("mtp mla", mla);
 }
 
 TEST(latent_attention) {
@@ -254,6 +269,35 @@ TEST(reruns_of_latent_attention_are_those_of_the_closed_form) {
                   -1);
 }
 
+TEST(reruns_of_multi_token_prediction_are_those_of_the_closed_form) {
+    struct model m = tiny_mtp();
+    m.layers = 1, m.qk_norm = false, m.hidden_dropout = 0;
+    recompute_set norm = RECOMPUTE_BIT(MODULE_layernorm);
+#define LAYER "input_layernorm", "linear_qkv", "attention", "linear_proj", "residual_attention", "linear_fc1"
+    expect_reruns(m, (struct recompute_policy){.granularity = RECOMPUTE_NONE}, OPS(NULL), 0);
+    /* in the layer and in both depths the two norms; in the depths the joined norms too */
+    expect_reruns(m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = norm},
+                  OPS("input_layernorm", "pre_mlp_layernorm"), 3 * 2 + 2 * 3);
+    /* a layer re-runs 9 ops; a depth the embedding, two norms, their join and the projection more */
+    expect_reruns(m,
+                  (struct recompute_policy){
+                      .granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1},
+                  OPS(LAYER), 3 * 9 + 2 * 5);
+    struct plan_request request = tiny_request(
+        m,
+        (struct recompute_policy){.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_BLOCK, .num_layers = 1});
+    struct plan plan;
+    plan_build(&request, &plan);
+    EXPECT_EQ(count_reruns(&plan, NULL), 9);
+    plan_free(&plan);
+    static const int64_t second_depth[] = {2};
+    request.recompute.layer_ids = second_depth, request.recompute.num_layer_ids = 1;
+    plan_build(&request, &plan);
+    EXPECT_EQ(count_reruns(&plan, NULL), 14);
+    EXPECT_EQ(count_reruns(&plan, "eh_proj"), 1);
+    plan_free(&plan);
+}
+
 TEST(full_recompute_costs_about_22_percent) {
     struct model m = tiny_gpt();
     m.seq = 16, m.hidden = 256, m.head_dim = 64, m.ffn = 1024, m.vocab = 64;
@@ -269,7 +313,9 @@ TEST(full_recompute_costs_about_22_percent) {
 
 RUN_TESTS(CASE(gpt_with_fused_attention), CASE(llama_with_fused_loss), CASE(mixture_of_experts),
           CASE(experts_with_bias_capacity_and_jitter), CASE(experts_behind_latent_attention),
-          CASE(gpt_with_unfused_attention), CASE(latent_attention), CASE(latent_attention_in_sixteen_bits),
-          CASE(every_dtype), CASE(without_dropout), CASE(reruns_are_those_of_the_closed_form),
+          CASE(multi_token_prediction), CASE(gpt_with_unfused_attention), CASE(latent_attention),
+          CASE(latent_attention_in_sixteen_bits), CASE(every_dtype), CASE(without_dropout),
+          CASE(reruns_are_those_of_the_closed_form),
           CASE(reruns_of_latent_attention_are_those_of_the_closed_form),
+          CASE(reruns_of_multi_token_prediction_are_those_of_the_closed_form),
           CASE(full_recompute_costs_about_22_percent))

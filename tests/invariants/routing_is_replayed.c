@@ -54,7 +54,7 @@ static float *stormy_step(struct model m, struct recompute_policy policy, bool n
     CHECK(m.seq * m.micro_batch <= MOST, "too many tokens");
     tiny_fill(&m, 1, tokens, labels, positions, mask);
     for (int i = 0; i < MOST; i++) tokens[i] = 7;
-    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f};
+    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f, {0}};
     executor_begin_step(&t.executor, 3);
     const struct schedule_list *list = plan_actions(&t.plan, request.micro_batches);
     for (int i = 0; i < list->count; i++) {

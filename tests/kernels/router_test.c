@@ -117,9 +117,9 @@ TEST(routers_agree_with_reference) {
 /* ---- ties and extremes ---- */
 
 TEST(ties_go_to_the_lowest_experts) {
-    for (int backend = 0; backend < 5; backend++)
+    for (int backend = 0; backend <= ISA_COUNT; backend++)
         for (int kind = 0; kind < 4; kind++) {
-            const struct kernels *k = backend ? kernels_cpu_isa(isa_names[backend - 1]) : kernels_reference();
+            const struct kernels *k = backend ? table_named(isa_names[backend - 1]) : kernels_reference();
             if (!k) continue;
             struct routed r =
                 routed_new((struct router_shape){.tokens = 100,
@@ -150,8 +150,8 @@ TEST(ties_go_to_the_lowest_experts) {
 
 /* The bias moves the choice and nothing else. */
 TEST(a_bias_changes_the_choice_and_not_the_weights) {
-    for (int backend = 0; backend < 5; backend++) {
-        const struct kernels *k = backend ? kernels_cpu_isa(isa_names[backend - 1]) : kernels_reference();
+    for (int backend = 0; backend <= ISA_COUNT; backend++) {
+        const struct kernels *k = backend ? table_named(isa_names[backend - 1]) : kernels_reference();
         if (!k) continue;
         struct routed r = routed_new((struct router_shape){
             .tokens = 2, .experts = 4, .topk = 1, .count_sets = 1, .score = ROUTER_SIGMOID});

@@ -110,7 +110,13 @@ static void step(struct tiny *t, int first, bool same_token,
     int32_t tokens[MOST], labels[MOST], positions[MOST];
     float mask[MOST];
     CHECK(m->seq * m->micro_batch <= MOST, "too many tokens");
-    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f};
+    struct micro_batch micro = {.tokens = tokens,
+                                .labels = labels,
+                                .positions = positions,
+                                .loss_mask = mask,
+                                .loss_grad_scale = 0.01f,
+                                .training = true,
+                                .aux_grad_scale = 0.5f};
     executor_begin_step(&t->executor, 3);
     const struct schedule_list *list = plan_actions(&t->plan, t->plan.request.micro_batches);
     for (int i = 0; i < list->count; i++) {
