@@ -27,7 +27,7 @@ TABLE = [layout_of(**x) for x in (
     {"model": "all", "cp": 2, "ep": 1, "etp": 2, "comm": "all_gather", **GATHER},
     {"model": "drawn", "pp": 2, "dp": 2, "ep": 2, "etp": 1, "room": 0.1, "schedule": "zero-bubble", "sharding": "zero1", **A2A},
     {"model": "all", "pp": 2, "vpp": 2, "dp": 2, "ep": 1, "etp": 2, "room": 0.6, "schedule": "interleaved", **GATHER},
-    {"model": "drawn", "dp": 4, "ep": 2, "etp": 1, "sharding": "fsdp3", "overlap": 1, **A2A},
+    {"model": "drawn", "dp": 4, "ep": 2, "etp": 1, "room": 0.4, "sharding": "fsdp3", "overlap": 1, **A2A},
     {"model": "drawn", "pp": 2, "tp": 2, "sp": 1, "dp": 2, "ep": 2, "etp": 2, "room": 0.3, "schedule": "1f1b", **A2A},
     {"model": "all", "tp": 2, "sp": 1, "dp": 2, "ep": 2, "etp": 2, "room": 0.5, "dtype": "bf16", **GATHER},
 )]

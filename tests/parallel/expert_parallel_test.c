@@ -115,7 +115,6 @@ static void step(struct tiny *t, int first, bool same_token,
                                 .positions = positions,
                                 .loss_mask = mask,
                                 .loss_grad_scale = 0.01f,
-                                .index = 0,
                                 .training = true,
                                 .aux_grad_scale = 0.5f};
     executor_begin_step(&t->executor, 3);
