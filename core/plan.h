@@ -277,8 +277,6 @@ void frames_leave(struct frame_tracker *f, const struct plan *plan, const struct
 /* Reports (core/plan_print.c): the memory table, the recompute report with its warnings, and JSON. */
 void plan_print_memory(const struct plan *plan, int rank, FILE *out);
 void plan_print_recompute(const struct plan *plan, FILE *out);
-/* What holds most at the peak: categories, kept tensors by name over all layers and micro-batches, work. */
-void plan_print_holders(const struct plan *plan, int most, FILE *out);
 /* --recompute-trace: each op of each kind of layer as SAVE, RECOMPUTE or ALTERNATE. */
 void plan_print_trace(const struct plan *plan, FILE *out);
 /* One object: what is true of every rank of this pipeline stage. */

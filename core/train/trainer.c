@@ -95,7 +95,6 @@ static void check_memory_limit(const struct config *cfg, const struct plan *plan
     str_format_bytes(need, sizeof(need), (double)plan->arena_bytes);
     str_format_bytes(limit, sizeof(limit), (double)cfg->device_memory_limit);
     plan_print_memory(plan, rank, stderr);
-    plan_print_holders(plan, 10, stderr);
     if (remedy)
         die(STATUS_OUT_OF_MEMORY,
             "out of device memory: the plan needs %s (%zu bytes) on rank %d and --device-memory-limit is %s; "
