@@ -95,6 +95,14 @@ static void make_lists(const struct compiled *c, struct timeline_lists *out) {
         out->output_first = 0;
 }
 
+const char *timeline_module(const struct program *p, int tensor) {
+    int producer = p->tensors[tensor].producer;
+    if (producer < 0) return "";
+    for (int s = p->ops[producer].scope; s >= 0; s = p->scopes[s].parent)
+        if (p->scopes[s].module != MODULE_layer) return recompute_module_info(p->scopes[s].module)->name;
+    return "";
+}
+
 /* ---- the runs of a step ---- */
 
 static const struct code *code_of(const struct compiled *c, enum action_kind kind) {

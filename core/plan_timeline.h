@@ -82,6 +82,9 @@ struct timeline_alive {
 };
 int timeline_alive_in(const struct timeline *t, int run, struct timeline_alive **alive_p);
 
+/* The innermost module of a tensor of a program that is not the layer itself, or "". */
+const char *timeline_module(const struct program *p, int tensor);
+
 /* One object for the page. `measured` holds num_runs ends of what a real run touched (arena offsets), or is
  * NULL. */
 void timeline_write_json(const struct timeline *t, const size_t *measured, struct str *out);

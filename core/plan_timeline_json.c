@@ -15,14 +15,6 @@ static void key_int(struct str *out, const char *key, int64_t value) {
     json_integer(out, value);
 }
 
-/* The innermost module that is not the layer itself, or "" outside of any. */
-static const char *module_of(const struct program *p, const struct tensor_info *t) {
-    if (t->producer < 0) return "";
-    for (int s = p->ops[t->producer].scope; s >= 0; s = p->scopes[s].parent)
-        if (p->scopes[s].module != MODULE_layer) return recompute_module_info(p->scopes[s].module)->name;
-    return "";
-}
-
 /* [name, module, layer of the segment, bytes, "bf16 12 x 2 x 32"] */
 static void write_tensors(const struct program *p, struct str *out) {
     json_key(out, "tensors");
@@ -36,7 +28,7 @@ static void write_tensors(const struct program *p, struct str *out) {
                           (long long)t->dims[d]);
         json_begin_array(out);
         json_string(out, t->name);
-        json_string(out, module_of(p, t));
+        json_string(out, timeline_module(p, i));
         json_integer(out, t->producer < 0 ? 0 : p->ops[t->producer].layer);
         json_unsigned(out, t->bytes);
         json_string(out, shape);

@@ -4,6 +4,7 @@
 #include "core/base/mem.h"
 #include "core/plan_time.h"
 #include "core/train/find_micro_batch.h"
+#include "core/train/out_of_memory.h"
 #include "core/train/trainer.h"
 
 /* Ranks of one pipeline stage have the same plan: the first of them is printed, all are listed in the JSON.
@@ -146,12 +147,14 @@ int dry_run(const struct config *cfg, FILE *out, struct err *err) {
     if (!failed) {
         if (cfg->dry_run_json) failed = str_write_file(&w.json, cfg->dry_run_json, err);
     }
+    bool fits = !config_is_set(cfg, device_memory_limit) || w.largest <= (uint64_t)cfg->device_memory_limit;
+    if (!failed && !fits) {
+        status = STATUS_OUT_OF_MEMORY;
+        failed = out_of_memory_explain(cfg, stderr, err);
+    }
     if (failed) {
         log_error("%s", err->text);
         status = STATUS_USAGE;
-    } else if (config_is_set(cfg, device_memory_limit) && w.largest > (uint64_t)cfg->device_memory_limit) {
-        log_error("the plan does not fit --device-memory-limit");
-        status = STATUS_OUT_OF_MEMORY;
     }
     world_close(&w);
     return status;

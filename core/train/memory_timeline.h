@@ -4,6 +4,7 @@
  * A dry run writes it from the plans of the pipeline stages. A training run writes the same page at start,
  * and again after the first full step that it trains, with what that step touched: the executor notes the
  * highest byte of each run of a list, and rank 0 puts the notes of its pipeline's ranks beside their plans.
+ * That is the one step of a run that may take host memory later than the first.
  *
  *     memory_timeline_plan(&cfg, 0, "...", err)                  // dry run
  *     memory_timeline_open(&t); ...  memory_timeline_begin(t, n); step; memory_timeline_end(t); ...

@@ -3,111 +3,12 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
 #include "core/train/memory_timeline.h"
+#include "core/train/out_of_memory.h"
 #include "core/train/signals.h"
 #include "core/train/sync.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-/* ---- out of memory is found here, by the plan, and names the cheapest recompute change that fits ---- */
-
-struct remedy {
-    struct recompute_policy policy;
-    const char *flags;
-};
-
-static size_t bytes_with(const struct plan *plan, const struct recompute_policy *policy, double *flops_p) {
-    struct plan_request request = plan->request;
-    struct plan other;
-    request.recompute = *policy;
-    plan_build(&request, &other);
-    size_t bytes = other.arena_bytes;
-    *flops_p = other.step_gemm_flops;
-    plan_free(&other);
-    return bytes;
-}
-
-static bool has_modules(const struct model *m, recompute_set set) {
-    const char *why_not;
-    for (int i = 0; i < MODULE_COUNT; i++)
-        if (set & RECOMPUTE_BIT(i) && !model_has_module(m, i, &why_not)) return false;
-    return true;
-}
-
-static const char *cheapest_that_fits(const struct plan *plan, size_t limit, size_t *bytes_p) {
-    static const struct remedy remedies[] = {
-        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_layernorm)},
-         "--recompute-granularity selective --recompute-modules layernorm"},
-        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_mlp_act)},
-         "--recompute-granularity selective --recompute-modules mlp_act"},
-        {{.granularity = RECOMPUTE_SELECTIVE,
-          .modules = RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp_act)},
-         "--recompute-granularity selective --recompute-modules layernorm mlp_act"},
-        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_core_attn)},
-         "--recompute-activations"},
-        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_mla_up_proj)},
-         "--recompute-granularity selective --recompute-modules mla_up_proj"},
-        {{.granularity = RECOMPUTE_SELECTIVE,
-          .modules = RECOMPUTE_BIT(MODULE_mla_up_proj) | RECOMPUTE_BIT(MODULE_layernorm) |
-                     RECOMPUTE_BIT(MODULE_mlp_act)},
-         "--recompute-granularity selective --recompute-modules mla_up_proj layernorm mlp_act"},
-        {{.granularity = RECOMPUTE_SELECTIVE,
-          .modules = RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) |
-                     RECOMPUTE_BIT(MODULE_mlp_act)},
-         "--recompute-granularity selective --recompute-modules core_attn layernorm mlp_act"},
-        {{.granularity = RECOMPUTE_SELECTIVE,
-          .modules = RECOMPUTE_BIT(MODULE_mlp) | RECOMPUTE_BIT(MODULE_layernorm)},
-         "--recompute-granularity selective --recompute-modules layernorm mlp"},
-        {{.granularity = RECOMPUTE_SELECTIVE,
-          .modules =
-              RECOMPUTE_BIT(MODULE_core_attn) | RECOMPUTE_BIT(MODULE_layernorm) | RECOMPUTE_BIT(MODULE_mlp)},
-         "--recompute-granularity selective --recompute-modules core_attn layernorm mlp"},
-        {{.granularity = RECOMPUTE_SELECTIVE, .modules = RECOMPUTE_BIT(MODULE_moe_act)},
-         "--recompute-granularity selective --recompute-modules moe_act"},
-        {{.granularity = RECOMPUTE_SELECTIVE,
-          .modules = RECOMPUTE_BIT(MODULE_moe_act) | RECOMPUTE_BIT(MODULE_layernorm)},
-         "--recompute-granularity selective --recompute-modules moe_act layernorm"},
-        {{.granularity = RECOMPUTE_SELECTIVE,
-          .modules = RECOMPUTE_BIT(MODULE_moe) | RECOMPUTE_BIT(MODULE_layernorm)},
-         "--recompute-granularity selective --recompute-modules moe layernorm"},
-        {{.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1},
-         "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"},
-    };
-    const char *best = NULL;
-    double best_flops = INFINITY;
-    for (size_t i = 0; i < ARRAY_COUNT(remedies); i++) {
-        double flops;
-        if (!has_modules(&plan->request.model, remedies[i].policy.modules)) continue;
-        size_t bytes = bytes_with(plan, &remedies[i].policy, &flops);
-        if (bytes > limit || flops >= best_flops) continue;
-        best = remedies[i].flags, best_flops = flops, *bytes_p = bytes;
-    }
-    return best;
-}
-
-/* Exit status 3, before anything is allocated. */
-static void check_memory_limit(const struct config *cfg, const struct plan *plan, int rank) {
-    char need[32], limit[32], with[32];
-    size_t bytes = 0;
-    if (!config_is_set(cfg, device_memory_limit) || plan->arena_bytes <= (uint64_t)cfg->device_memory_limit)
-        return;
-    const char *remedy = cheapest_that_fits(plan, (size_t)cfg->device_memory_limit, &bytes);
-    str_format_bytes(need, sizeof(need), (double)plan->arena_bytes);
-    str_format_bytes(limit, sizeof(limit), (double)cfg->device_memory_limit);
-    plan_print_memory(plan, rank, stderr);
-    if (remedy)
-        die(STATUS_OUT_OF_MEMORY,
-            "out of device memory: the plan needs %s (%zu bytes) on rank %d and --device-memory-limit is %s; "
-            "the cheapest "
-            "recompute setting that fits is %s (%s)",
-            need, plan->arena_bytes, rank, limit, remedy,
-            str_format_bytes(with, sizeof(with), (double)bytes));
-    die(STATUS_OUT_OF_MEMORY,
-        "out of device memory: the plan needs %s (%zu bytes) on rank %d and --device-memory-limit is %s; no "
-        "recompute setting "
-        "fits: lower --micro-batch-size or --seq-length, or use a smaller model",
-        need, plan->arena_bytes, rank, limit);
-}
 
 /* ---- schedules ---- */
 
@@ -237,8 +138,9 @@ static void gather_ranks(struct trainer *t) {
     t->busy_sorted = mem_new_array(double, (size_t)size, "reports of the ranks");
     t->hosts = mem_new_array(char, (size_t)(size * RANK_HOST_BYTES), "hosts of the ranks");
     t->world_gemm_flops = t->setup.plan.step_gemm_flops;
+    t->num_layer_losses = t->setup.plan.request.model.layers + t->setup.plan.request.model.mtp_layers;
     if (t->cfg->moe_per_layer_logging)
-        t->layer_losses = mem_new_array(struct router_losses, (size_t)t->cfg->num_layers, "losses by layer");
+        t->layer_losses = mem_new_array(struct router_losses, (size_t)t->num_layer_losses, "losses by layer");
     if (!t->ranks) return;
     snprintf(t->hosts + (ptrdiff_t)rank * RANK_HOST_BYTES, RANK_HOST_BYTES, "%s",
              comm_world_host(t->ranks->world));
@@ -266,7 +168,7 @@ static void check_equal_plans(const struct trainer *t) {
 static int open_memory(struct trainer *t, int threads, struct err *err) {
     const struct config *cfg = t->cfg;
     if (setup_open(&t->setup, cfg, t->ranks ? t->ranks->rank : 0, threads, err)) return -1;
-    check_memory_limit(cfg, &t->setup.plan, t->ranks ? t->ranks->rank : 0);
+    if (out_of_memory_check(cfg, &t->setup, t->ranks ? t->ranks->rank : 0, err)) return -1;
     if (arena_open(&t->arena, t->setup.plan.arena_bytes, err)) die(STATUS_OUT_OF_MEMORY, "%s", err->text);
     executor_open(&t->executor, &t->setup.plan, &t->arena, t->setup.threads, (uint32_t)cfg->seed,
                   t->ranks ? &t->ranks->comms : NULL);
