@@ -243,12 +243,14 @@ TEST(the_choice_is_the_best_of_all_choices_of_a_small_model) {
         budgets[i] = least + (most - least) / (BUDGETS - 1) * (size_t)i;
         for (int k = 0; k < count; k++)
             if (all[k].peak <= budgets[i] && all[k].seconds < best) best = all[k].seconds;
+        uint64_t blocks = mem_stats().live_blocks;
         bool found = !plan_auto_choose(w.requests, 1, budgets[i], &a, &err);
         EXPECT(found, "budget %zu: %s", budgets[i], err.text);
         if (!found) continue;
         EXPECT(a.stages[0].seconds <= best * (1 + 1e-9), "budget %zu: %.12g s, the best is %.12g s",
                budgets[i], a.stages[0].seconds, best);
         plan_auto_free(&a);
+        EXPECT_EQ(mem_stats().live_blocks, blocks);
     }
     mem_free(all);
 }
