@@ -59,6 +59,19 @@ TEST := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/unit/*.c tests/k
 FUZZ := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/fuzz/*.c)))
 BENCH := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/bench/*.c)))
 
+# kernels/cuda twice: by nvcc (make cuda), and by the host's C++ compiler for the emulation of tests/cuda_emulation,
+# which the conformance tests of tests/kernels run on a second time (docs/cuda.md)
+ifeq ($(origin CXX),default)
+CXX := $(if $(findstring clang,$(CCNAME)),clang++,g++)
+endif
+CXXFLAGS += -std=c++17 $(OPT) -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas \
+            $(if $(findstring clang,$(CCNAME)),-Wno-pass-failed) $(if $(filter 1,$(WERROR)),-Werror) $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all)
+CU        := $(sort $(wildcard kernels/cuda/*.cu))
+EMULATION := $(sort $(wildcard tests/cuda_emulation/*.cc))
+CU_TEST_SOURCES := $(filter-out $(CU_TEST_SKIP),$(sort $(wildcard tests/kernels/*.c)))
+CU_TEST   := $(patsubst tests/%.c,$B/cuda/tests/%,$(CU_TEST_SOURCES))
+EMULATED  := $(CU:%.cu=$B/emulated/%.o) $(EMULATION:%.cc=$B/%.o)
+
 # all of it: the kernel tables find their kernels by weak names, which pull nothing out of an archive
 WHOLE_LIB = -Wl,--whole-archive $B/libpretrain.a -Wl,--no-whole-archive
 
@@ -68,6 +81,7 @@ say = $(if $(Q),@printf '  %-5s %s\n' $(1) $(2))
 all: $(BIN)
 	$(Q)for b in $(notdir $(BIN)); do ln -sfn $(patsubst $(BUILD)/%,%,$B)/$$b $(BUILD)/$$b; done
 tests: $(TEST)
+cuda_tests: $(CU_TEST)
 test: all $(TEST)
 	$(Q)scripts/run_tests.sh $B $(TEST)
 fuzzers: $(FUZZ)
@@ -92,6 +106,21 @@ $(FUZZ): $B/tests/%: $B/tests/%.o $B/libpretrain.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $< $(WHOLE_LIB) $(LDLIBS)
 $B/tests/fuzz/%.o: CFLAGS += -fsanitize=fuzzer-no-link
+$B/emulated/%.o: %.cu
+	@mkdir -p $(@D)
+	$(call say,CXX,$<)
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -x c++ -include tests/cuda_emulation/emulation.h -c -o $@ $<
+$B/%.o: %.cc
+	@mkdir -p $(@D)
+	$(call say,CXX,$<)
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
+$B/cuda/%.o: %.c
+	@mkdir -p $(@D)
+	$(call say,CC,"$< cuda")
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -DTEST_CUDA -c -o $@ $<
+$(CU_TEST): $B/cuda/%: $B/cuda/%.o $(EMULATED) $B/libpretrain.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $< $(EMULATED) $(WHOLE_LIB) $(LDLIBS)
 define isa_rule
 $B/%.$(1).o: %.c
 	@mkdir -p $$(@D)
@@ -112,6 +141,6 @@ $B/core/train/memory_timeline.o: CPPFLAGS += -DTIMELINE_PAGE='"$B/core/plan_time
 $B/parallel/comm/mpi_%.o: CPPFLAGS += $(MPI_CPPFLAGS)
 $B/core/base/version.o: CPPFLAGS += -DBUILD_SETTINGS='"$(CCNAME) pcre2=$(PCRE2) yaml=$(YAML) cuda=$(CUDA) nccl=$(NCCL) mpi=$(MPI) cpu=[$(ISAS)]$(if $(SAN), san=$(SAN))"'
 -include $(shell find $B -name '*.d' 2>/dev/null)
-.PHONY: all tests test fuzzers benches format clean help
+.PHONY: all tests cuda_tests test fuzzers benches format clean help
 .SECONDARY:
 .DELETE_ON_ERROR:

@@ -3,9 +3,11 @@
 #include "core/base/mem.h"
 #include "core/base/version.h"
 #include "core/checkpoint/checkpoint.h"
+#include "core/train/dry_run.h"
+#include "core/train/measure_hardware.h"
 #include "core/train/memory_timeline.h"
-#include "core/train/out_of_memory.h"
 #include "core/train/self_check.h"
+#include "core/train/sweep.h"
 #include "core/train/trainer.h"
 #include <stdio.h>
 #include <string.h>
@@ -32,89 +34,6 @@ static void list_modules(const struct config *cfg, struct config_module *modules
     }
 }
 
-static int write_file(const char *path, const struct str *text, struct err *err) {
-    FILE *f = fopen(path, "w");
-    if (!f || fwrite(text->data, 1, text->length, f) != text->length || fputc('\n', f) == EOF || fclose(f))
-        return err_set(err, "%s: cannot be written; check the folder and the space on the disk", path);
-    return 0;
-}
-
-/* Ranks of one pipeline stage have the same plan: the first of them is printed, all are listed in the JSON.
- */
-struct stage_plan {
-    struct str json; /* empty: not planned yet */
-    size_t bytes;
-    int64_t parameters;
-    double flops, rerun_flops;
-};
-
-static int plan_stage(const struct config *cfg, int rank, struct stage_plan *out, struct err *err) {
-    struct setup setup;
-    const struct plan *plan = &setup.plan;
-    int status = setup_open(&setup, cfg, rank, 0, err);
-    if (!status) {
-        plan_print_memory(plan, rank, stdout);
-        if (rank == 0) plan_print_recompute(plan, stdout);
-        if (rank == 0 && cfg->recompute_trace) plan_print_trace(plan, stdout);
-        if (rank == 0 && cfg->print_schedule) setup_print_schedule(&setup, stdout);
-        plan_write_json(plan, &out->json);
-        out->bytes = plan->arena_bytes;
-        out->parameters = plan->num_parameters;
-        out->flops = plan->step_gemm_flops;
-        out->rerun_flops = plan->step_rerun_gemm_flops;
-    }
-    setup_close(&setup);
-    return status;
-}
-
-/* --dry-run is the plan of every rank, printed. */
-static int plan_world(const struct config *cfg, struct stage_plan *stages, struct str *json,
-                      size_t *largest_p, struct err *err) {
-    int world = (int)cfg->world_size, largest_rank = 0;
-    double flops = 0, rerun_flops = 0;
-    str_puts(json, "{\"ranks\": [");
-    for (int rank = 0; rank < world; rank++) {
-        struct mesh mesh;
-        if (ranks_mesh(cfg, rank, &mesh, err)) return -1;
-        struct stage_plan *stage = &stages[mesh.pp];
-        if (!stage->json.length && plan_stage(cfg, rank, stage, err)) return -1;
-        str_printf(json, "%s\n{\"rank\": %d, %s", rank ? "," : "", rank, stage->json.data + 1);
-        if (stage->bytes > *largest_p) *largest_p = stage->bytes, largest_rank = rank;
-        flops += stage->flops;
-        rerun_flops += stage->rerun_flops;
-    }
-    str_printf(json,
-               "],\n\"world_size\": %d, \"max_peak_allocated_bytes\": %zu, \"max_peak_rank\": %d, "
-               "\"step_flops\": %.17g, \"step_recompute_flops\": %.17g}",
-               world, *largest_p, largest_rank, flops, rerun_flops);
-    if (world > 1) {
-        char size[32];
-        printf("of %d ranks, rank %d has the highest peak: %zu bytes, %s\n", world, largest_rank, *largest_p,
-               str_format_bytes(size, sizeof(size), (double)*largest_p));
-    }
-    return 0;
-}
-
-static int dry_run(const struct config *cfg, const struct ranks *ranks, struct err *err) {
-    struct str json = {0};
-    size_t largest = 0;
-    int status = STATUS_OK;
-    if (ranks->rank > 0) return STATUS_OK;
-    size_t count = (size_t)cfg->pipeline_model_parallel_size;
-    struct stage_plan *stages = mem_new_array(struct stage_plan, count, "plans of the stages");
-    if (plan_world(cfg, stages, &json, &largest, err)) {
-        status = usage_error(ranks, err);
-    } else if (cfg->dry_run_json && write_file(cfg->dry_run_json, &json, err)) {
-        status = usage_error(ranks, err);
-    } else if (config_is_set(cfg, device_memory_limit) && largest > (uint64_t)cfg->device_memory_limit) {
-        status = out_of_memory_explain(cfg, stderr, err) ? usage_error(ranks, err) : STATUS_OUT_OF_MEMORY;
-    }
-    for (size_t i = 0; i < count; i++) str_free(&stages[i].json);
-    mem_free(stages);
-    str_free(&json);
-    return status;
-}
-
 static int train(const struct config *cfg, const struct ranks *ranks, struct err *err) {
     struct trainer trainer;
     int status = STATUS_USAGE;
@@ -122,6 +41,7 @@ static int train(const struct config *cfg, const struct ranks *ranks, struct err
         usage_error(ranks, err);
     } else {
         if (ranks->rank == 0) {
+            if (trainer.setup.planned_report.data) fputs(trainer.setup.planned_report.data, stdout);
             plan_print_memory(&trainer.setup.plan, 0, stdout);
             plan_print_recompute(&trainer.setup.plan, stdout);
             if (cfg->recompute_trace) plan_print_trace(&trainer.setup.plan, stdout);
@@ -134,6 +54,21 @@ static int train(const struct config *cfg, const struct ranks *ranks, struct err
     }
     trainer_close(&trainer);
     return status;
+}
+
+static int measure_hardware(const struct config *cfg, const struct ranks *ranks, struct err *err) {
+    struct hardware hw;
+    if (ranks->rank > 0) return STATUS_OK;
+    if (hardware_measure(cfg, &hw, stdout, err)) return usage_error(ranks, err);
+    FILE *f = fopen(cfg->measure_hardware, "w");
+    if (f) hardware_write(&hw, f);
+    bool failed = !f || ferror(f);
+    if ((f && fclose(f)) || failed) {
+        err_set(err, "--measure-hardware %s: cannot be written; check the folder and the space on the disk",
+                cfg->measure_hardware);
+        return usage_error(ranks, err);
+    }
+    return STATUS_OK;
 }
 
 /* --use-checkpoint-args: the saved configuration fills in what the user did not give. */
@@ -172,6 +107,7 @@ static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
     struct config_module modules[MODULE_COUNT];
     struct str json = {0};
     set_log_level(cfg);
+    if (cfg->measure_hardware) return measure_hardware(cfg, ranks, err);
     cfg->running_ranks = ranks->size;
     if (cfg->use_checkpoint_args && load_checkpoint_args(cfg, err)) return usage_error(ranks, err);
     list_modules(cfg, modules);
@@ -183,16 +119,19 @@ static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
     }
     if (cfg->resolved_config_file && ranks->rank == 0) {
         config_write_json(&json, cfg);
-        int status = write_file(cfg->resolved_config_file, &json, err);
+        int status = str_write_file(&json, cfg->resolved_config_file, err);
         str_free(&json);
         if (status) die(STATUS_USAGE, "%s", err->text);
     }
-    if (cfg->dry_run && ranks->rank == 0 && cfg->memory_timeline &&
+    if (cfg->dry_run && ranks->rank > 0) return STATUS_OK;
+    if (cfg->dry_run && cfg->memory_timeline &&
         memory_timeline_plan(cfg, 0, "From the plan (--dry-run): nothing was run.", err))
         return usage_error(ranks, err);
-    if (cfg->dry_run) return dry_run(cfg, ranks, err);
+    if (cfg->dry_run)
+        return cfg->recompute_sweep ? recompute_sweep(cfg, NULL, stdout, err) : dry_run(cfg, stdout, err);
     if (ranks_open_groups(ranks, cfg, err)) return usage_error(ranks, err);
     if (cfg->self_check) return self_check_run(cfg, ranks, stdout, err);
+    if (cfg->recompute_sweep) return recompute_sweep(cfg, ranks, stdout, err);
     return train(cfg, ranks, err);
 }
 

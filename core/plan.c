@@ -24,6 +24,15 @@ size_t plan_hidden_bytes(const struct plan *plan) {
 
 /* ---- segments ---- */
 
+bool plan_runs_segment(const struct plan *plan, int segment, bool training) {
+    return training || plan->segments[segment].kind != SEGMENT_MTP;
+}
+
+static bool are_alike(const struct model *m, enum segment_kind kind, int first, int other, int count) {
+    if (kind == SEGMENT_MTP) return model_mtp_passes_on(m, first) == model_mtp_passes_on(m, other);
+    return model_layers_are_alike(m, first, other, count);
+}
+
 /* Compiles a segment unless an equal one exists. Returns its index. */
 static int compile_segment(struct plan *plan, enum segment_kind kind, int first_layer, int num_layers,
                            recompute_set selected) {
@@ -31,7 +40,7 @@ static int compile_segment(struct plan *plan, enum segment_kind kind, int first_
     for (int i = 0; i < plan->num_segments; i++) {
         const struct plan_segment *s = &plan->segments[i];
         if (s->kind == kind && s->num_layers == num_layers && s->selected == selected &&
-            model_layers_are_alike(m, s->first_layer, first_layer, num_layers))
+            are_alike(m, kind, s->first_layer, first_layer, num_layers))
             return s->compiled;
     }
     struct program program;
@@ -39,7 +48,8 @@ static int compile_segment(struct plan *plan, enum segment_kind kind, int first_
     if (kind == SEGMENT_EMBEDDING) build_embedding(&program, m);
     if (kind == SEGMENT_LAYERS) build_layers(&program, m, first_layer, num_layers);
     if (kind == SEGMENT_HEAD) build_head(&program, m);
-    selected |= RECOMPUTE_BIT(MODULE_tensor_gather) | RECOMPUTE_BIT(MODULE_moe_permute);
+    if (kind == SEGMENT_MTP) build_mtp(&program, m, first_layer);
+    selected |= PLAN_ALWAYS_RECOMPUTED;
     recompute_compile(&program, selected, plan->schedule->splits_backward,
                       &plan->compiled[plan->num_compiled]);
     return plan->num_compiled++;
@@ -55,7 +65,7 @@ static void add_segment(struct plan *plan, enum segment_kind kind, int first_lay
                                                                  .num_layers = num_layers,
                                                                  .selected = selected,
                                                                  .chunk = plan->num_chunks,
-                                                                 .unit = -1};
+                                                                 .unit = {-1, -1}};
     chunk->num_segments++;
 }
 
@@ -75,6 +85,10 @@ static void make_chunk(struct plan *plan, const struct pipeline_chunk *part) {
     for (int i = 0; i < count; layer += groups[i++].num_layers)
         add_segment(plan, SEGMENT_LAYERS, layer, groups[i].num_layers, groups[i].selected);
     if (part->head) add_segment(plan, SEGMENT_HEAD, layer, 0, 0);
+    for (int i = 0; i < plan->request.model.mtp_layers && part->head; i++)
+        add_segment(
+            plan, SEGMENT_MTP, i, 0,
+            recompute_of_mtp(&plan->request.recompute, place.stage, (int)plan->request.model.layers + i));
     CHECK(chunk->num_segments > 0, "chunk %d of stage %d is empty", plan->num_chunks,
           plan->request.layout.stage);
     mem_free(groups);
@@ -85,7 +99,7 @@ static void make_segments(struct plan *plan) {
     const struct plan_layout *layout = &plan->request.layout;
     struct pipeline_chunk whole = {0, (int)plan->request.model.layers, true, true};
     int chunks = layout->split ? layout->chunks : 1, stages = layout->split ? layout->stages : 1;
-    size_t most = (size_t)plan->request.model.layers + 2;
+    size_t most = (size_t)(plan->request.model.layers + plan->request.model.mtp_layers) + 2;
     plan->segments = mem_new_array(struct plan_segment, most, "segments");
     plan->compiled = mem_new_array(struct compiled, most, "compiled segments");
     plan->costs = mem_new_array(struct compiled_cost, most, "segment costs");
@@ -142,6 +156,7 @@ void plan_build(const struct plan_request *request, struct plan *out) {
     make_segments(out);
     make_lists(out);
     plan_make_params(out);
+    plan_make_routers(out);
     plan_measure_costs(out);
     plan_place_frames(out);
     plan_find_peak(out);
@@ -150,7 +165,12 @@ void plan_build(const struct plan_request *request, struct plan *out) {
 }
 
 void plan_free(struct plan *plan) {
-    for (int i = 0; i < plan->num_segments; i++) mem_free(plan->segments[i].params);
+    for (int i = 0; i < plan->num_segments; i++) {
+        mem_free(plan->segments[i].params);
+        mem_free(plan->segments[i].routers);
+    }
+    for (int i = 0; i < plan->num_routers; i++) mem_free(plan->routers[i].name);
+    mem_free(plan->routers);
     for (int i = 0; i < plan->num_params; i++) mem_free(plan->params[i].name);
     for (int i = 0; i < plan->num_compiled; i++) {
         recompute_free(&plan->compiled[i]);

@@ -3,6 +3,7 @@
 #include "core/plan_internal.h"
 #include "core/base/mem.h"
 #include "core/model/run.h"
+#include "core/plan_time.h"
 
 /* Addresses on meta are never read; they only have to be distinguishable from NULL. */
 static void *meta_address(void) {
@@ -67,6 +68,23 @@ static double messages(const struct meter *m) {
     return bytes;
 }
 
+static double group_seconds(const struct meter *m, const struct comm *comm, int64_t span) {
+    double seconds = 0;
+    if (comm_size(comm) == 1) return 0;
+    for (int kind = 0; kind < COMM_KIND_COUNT; kind++) {
+        const struct comm_stats *s = comm_stats(comm, (enum comm_kind)kind);
+        seconds += hardware_message_seconds(m->plan->request.hardware, s->bytes, (double)s->calls, span);
+    }
+    return seconds;
+}
+
+/* Seconds that all messages so far take on their links. */
+static double message_seconds(const struct meter *m) {
+    int64_t tp = model_tp(&m->plan->request.model), cp = model_cp(&m->plan->request.model);
+    if (!m->plan->request.hardware) return 0;
+    return group_seconds(m, m->comms.tp, tp) + group_seconds(m, m->comms.cp, tp * cp);
+}
+
 enum { FORWARD, RERUN, BACKWARD };
 
 static int phase_of(enum instr_kind kind) {
@@ -75,8 +93,9 @@ static int phase_of(enum instr_kind kind) {
 }
 
 static void measure_list(struct meter *m, const struct compiled *c, const struct code *code,
-                         struct kernel_cost by_phase[3], double *op_flops) {
+                         struct kernel_cost by_phase[3], double seconds[3], double *op_flops) {
     bool written = false;
+    struct plan_clock clock;
     const struct plan_request *r = &m->plan->request;
     const void *packed = r->kernels->gemm_packed_bytes(r->model.dtype, 64, 64) ? meta_address() : NULL;
     struct param_view view = {meta_address(), packed, packed, meta_address(), &written};
@@ -102,15 +121,20 @@ static void measure_list(struct meter *m, const struct compiled *c, const struct
                       .hold = meta_address(),
                       .weight_code = &c->weight,
                       .code = code};
+    plan_clock_start(&clock, r, c->program.num_ops, &m->meter);
     for (int i = 0; i < code->num_instrs; i++) {
+        double sent = message_seconds(m);
         struct kernel_cost before = m->meter.total;
         struct kernel_cost *sum = &by_phase[phase_of(code->at[i].kind)];
         run_instr(&run, i);
+        seconds[phase_of(code->at[i].kind)] += plan_clock_instr(
+            &clock, &c->program.ops[code->at[i].op], &code->at[i], &m->meter, message_seconds(m) - sent);
         sum->flops += m->meter.total.flops - before.flops;
         if (code->at[i].kind == INSTR_FORWARD) op_flops[code->at[i].op] = m->meter.total.flops - before.flops;
         sum->gemm_flops += m->meter.total.gemm_flops - before.gemm_flops;
         sum->bytes += m->meter.total.bytes - before.bytes;
     }
+    plan_clock_stop(&clock);
     mem_free(views);
     mem_free(requests);
 }
@@ -141,23 +165,36 @@ static void measure_optimizer(struct plan *plan, struct meter *m) {
     plan->step_bytes += m->meter.total.bytes - before;
 }
 
+static void measure_compiled(struct meter *m, const struct compiled *c, struct compiled_cost *cost) {
+    struct kernel_cost by_phase[3] = {0};
+    double seconds[3] = {0}, weight_seconds[3] = {0}, sent = messages(m);
+    cost->op_flops = mem_new_array(double, (size_t)c->program.num_ops, "op costs");
+    measure_list(m, c, &c->forward, by_phase, seconds, cost->op_flops);
+    if (!m->plan->request.forward_only) {
+        measure_list(m, c, &c->backward, by_phase, seconds, cost->op_flops);
+        measure_list(m, c, &c->weight, by_phase, weight_seconds, cost->op_flops);
+    }
+    cost->forward = by_phase[FORWARD];
+    cost->rerun = by_phase[RERUN];
+    cost->backward = by_phase[BACKWARD];
+    cost->message_bytes = messages(m) - sent;
+    cost->forward_seconds = seconds[FORWARD];
+    cost->rerun_seconds = seconds[RERUN];
+    cost->backward_seconds = seconds[BACKWARD];
+    cost->weight_seconds = weight_seconds[BACKWARD];
+}
+
+void plan_measure_compiled(const struct plan *plan, const struct compiled *c, struct compiled_cost *cost) {
+    struct meter m;
+    meter_open(&m, plan);
+    measure_compiled(&m, c, cost);
+    meter_close(&m);
+}
+
 static void measure_segments(struct plan *plan, struct meter *m) {
     for (int i = 0, next = 0; i < plan->num_segments; i++) {
         if (plan->segments[i].compiled != next) continue; /* measured with an earlier, equal segment */
-        struct compiled_cost *cost = &plan->costs[next];
-        struct kernel_cost by_phase[3] = {0};
-        const struct compiled *c = &plan->compiled[next];
-        double sent = messages(m);
-        cost->op_flops = mem_new_array(double, (size_t)c->program.num_ops, "op costs");
-        measure_list(m, c, &c->forward, by_phase, cost->op_flops);
-        if (!plan->request.forward_only) {
-            measure_list(m, c, &c->backward, by_phase, cost->op_flops);
-            measure_list(m, c, &c->weight, by_phase, cost->op_flops);
-        }
-        cost->forward = by_phase[FORWARD];
-        cost->rerun = by_phase[RERUN];
-        cost->backward = by_phase[BACKWARD];
-        cost->message_bytes = messages(m) - sent;
+        measure_compiled(m, &plan->compiled[next], &plan->costs[next]);
         next++;
     }
 }
@@ -173,9 +210,11 @@ static void measure_other_ranks(struct plan *plan, struct meter *m) {
         program_init(&program);
         build_layers(&program, &model, 0, 1);
         recompute_compile(&program, RECOMPUTE_BIT(MODULE_tensor_gather), false, &compiled);
-        double *op_flops = mem_new_array(double, (size_t)compiled.program.num_ops, "op costs");
-        measure_list(m, &compiled, &compiled.forward, by_phase, op_flops);
-        if (!plan->request.forward_only) measure_list(m, &compiled, &compiled.backward, by_phase, op_flops);
+        double *op_flops = mem_new_array(double, (size_t)compiled.program.num_ops, "op costs"),
+               seconds[3] = {0};
+        measure_list(m, &compiled, &compiled.forward, by_phase, seconds, op_flops);
+        if (!plan->request.forward_only)
+            measure_list(m, &compiled, &compiled.backward, by_phase, seconds, op_flops);
         mem_free(op_flops);
         recompute_free(&compiled);
     }

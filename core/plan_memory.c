@@ -138,11 +138,13 @@ static size_t work_bytes(const struct plan *plan, enum action_kind kind, int seg
     return kind == ACTION_FORWARD ? c->forward.work_bytes : c->backward.work_bytes;
 }
 
-static void walk_action(struct plan *plan, struct frame_tracker *frames, const struct action *a) {
+static void walk_action(struct plan *plan, struct frame_tracker *frames, const struct action *a,
+                        bool training) {
     const struct plan_chunk *chunk = &plan->chunks[a->chunk];
     for (int k = 0; k < chunk->num_segments; k++) {
         bool forward = a->kind == ACTION_FORWARD;
         int segment = chunk->first_segment + (forward ? k : chunk->num_segments - 1 - k);
+        if (!plan_runs_segment(plan, segment, training)) continue;
         size_t top = frames_enter(frames, plan, a, segment);
         note_peak(plan, frames, a, segment, top, work_bytes(plan, a->kind, segment));
         if (!forward) frames_leave(frames, plan, a, segment);
@@ -158,7 +160,8 @@ void plan_find_peak(struct plan *plan) {
         const struct schedule_list *list = &plan->lists[k].actions;
         memset(frames.live_end, 0, (size_t)frames.num_slots * sizeof(size_t));
         for (int i = 0; i < list->count; i++)
-            if (list->actions[i].kind <= ACTION_WEIGHT) walk_action(plan, &frames, &list->actions[i]);
+            if (list->actions[i].kind <= ACTION_WEIGHT)
+                walk_action(plan, &frames, &list->actions[i], k + 1 < plan->num_lists);
     }
     frames_close(&frames);
 }
@@ -198,7 +201,10 @@ void plan_place_rest(struct plan *plan) {
     plan->rotary_cos = plan_take(plan, CATEGORY_TABLES, table);
     plan->rotary_sin = plan_take(plan, CATEGORY_TABLES, table);
     plan->reductions = plan_take(plan, CATEGORY_TABLES, 2 * (size_t)plan->num_params * sizeof(double));
-    plan->batch_slot_bytes = 4 * align_up((size_t)(model_seq(m) * m->micro_batch) * 4);
+    int parts = 4;
+    for (int i = 0; i < plan->num_segments; i++) parts += plan->segments[i].kind == SEGMENT_MTP ? 3 : 0;
+    plan->batch_part_bytes = align_up((size_t)(model_seq(m) * m->micro_batch) * 4);
+    plan->batch_slot_bytes = (size_t)parts * plan->batch_part_bytes;
     plan->batch = plan_take(plan, CATEGORY_BATCH, (size_t)plan->num_slots * plan->batch_slot_bytes);
     plan->workspace_bytes = align_up(plan->workspace_bytes);
     plan->workspace = plan_take(plan, CATEGORY_WORKSPACE, plan->workspace_bytes);

@@ -13,7 +13,7 @@ struct builder {
     int *last_segment; /* per parameter: the highest segment that uses it */
 };
 
-static void name_of(const struct param_info *info, int first_layer, char *name, size_t capacity) {
+void plan_param_name(const struct param_info *info, int first_layer, char *name, size_t capacity) {
     const char *d = strstr(info->name, "%d");
     if (info->per_layer && d)
         snprintf(name, capacity, "%.*s%d%s", (int)(d - info->name), info->name, first_layer + info->layer,
@@ -31,6 +31,7 @@ static struct plan_param new_param(const struct plan *plan, const char *name, co
         .num_dims = info->num_dims,
         .dims = {info->dims[0], info->num_dims > 1 ? info->dims[1] : 1},
         .groups = info->groups ? info->groups : 1,
+        .family = info->is_expert ? FAMILY_EXPERT : FAMILY_DENSE,
         .shard = info->shard,
         .init = info->init,
         .init_std = info->init_std,
@@ -39,7 +40,8 @@ static struct plan_param new_param(const struct plan *plan, const char *name, co
         .is_qk_norm = strstr(name, ".q_layernorm.") || strstr(name, ".k_layernorm."),
         .is_vocabulary = is_word || !strcmp(name, "output_layer.weight"),
         .sum_over_tensor = info->sum_over_tensor,
-        .is_tied_copy = is_word && plan->request.model.tied && plan->request.layout.stages > 1};
+        .is_tied_copy = is_word && (plan->request.model.tied || plan->request.model.mtp_layers) &&
+                        plan->request.layout.stages > 1};
     p.count = p.dims[0] * p.dims[1];
     if (!p.shard.full[0]) p.shard.full[0] = p.dims[0];
     if (!p.shard.full[1]) p.shard.full[1] = p.dims[1];
@@ -68,6 +70,7 @@ static int find_or_add(struct builder *b, const char *name, const struct param_i
     b->forms[plan->num_params] = info->forms;
     b->last_segment[plan->num_params] = segment;
     plan->num_parameters += p->count;
+    if (p->family == FAMILY_EXPERT) plan->num_expert_parameters += p->count;
     return plan->num_params++;
 }
 
@@ -79,7 +82,7 @@ static void list_params(struct builder *b) {
         s->params = mem_new_array(int, (size_t)program->num_params, "segment parameters");
         for (int k = 0; k < program->num_params; k++) {
             char name[192];
-            name_of(&program->params[k], s->first_layer, name, sizeof(name));
+            plan_param_name(&program->params[k], s->first_layer, name, sizeof(name));
             s->params[k] = find_or_add(b, name, &program->params[k], i);
         }
     }
@@ -87,9 +90,15 @@ static void list_params(struct builder *b) {
 
 /* ---- buckets: from the last parameter to the first, as backward finishes them ---- */
 
-static int shards_of(const struct plan *plan) {
+static void set_sharing(struct plan *plan) {
     const struct plan_layout *l = &plan->request.layout;
-    return l->sharding != PLAN_SHARD_NONE && l->data > 1 ? l->data : 1;
+    const int ranks[FAMILY_COUNT] = {l->data, l->expert_data}, own[] = {l->data_rank, l->expert_data_rank};
+    for (int f = 0; f < FAMILY_COUNT; f++) {
+        bool sharded = l->sharding != PLAN_SHARD_NONE && ranks[f] > 1;
+        plan->sharing[f] = (struct plan_sharing){.ranks = ranks[f] > 1 ? ranks[f] : 1,
+                                                 .shards = sharded ? ranks[f] : 1,
+                                                 .shard = sharded ? own[f] : 0};
+    }
 }
 
 static int64_t round_up(int64_t n, int64_t to) {
@@ -113,9 +122,10 @@ static struct plan_bucket *open_bucket(struct builder *b, const struct plan_para
             mem_realloc(plan->buckets, (size_t)b->bucket_capacity * sizeof(*plan->buckets), "buckets");
     }
     struct plan_bucket *bucket = &plan->buckets[plan->num_buckets++];
-    *bucket = (struct plan_bucket){.chunk = p->chunk, .segment = p->first_segment, .is_unit = is_unit};
+    *bucket = (struct plan_bucket){
+        .family = p->family, .chunk = p->chunk, .segment = p->first_segment, .is_unit = is_unit};
     bucket->gathers_weights = is_unit && plan->request.layout.sharding == PLAN_SHARD_PARAMS;
-    if (is_unit) plan->segments[p->first_segment].unit = plan->num_buckets - 1;
+    if (is_unit) plan->segments[p->first_segment].unit[p->family] = plan->num_buckets - 1;
     return bucket;
 }
 
@@ -130,14 +140,16 @@ static bool joins(const struct plan *plan, const struct plan_bucket *bucket, con
     return !limit || bucket->elements < limit;
 }
 
-static void make_buckets(struct builder *b) {
+/* The buckets of one family. */
+static void make_buckets(struct builder *b, enum plan_family family) {
     struct plan *plan = b->plan;
-    int shards = shards_of(plan);
+    int shards = plan->sharing[family].shards, first = plan->num_buckets;
     int64_t alignment = shards > 1 ? 64 : TENSOR_ALIGNMENT / 4;
     bool units = shards > 1 && plan->request.layout.sharding >= PLAN_SHARD_GRADS, is_tied = false;
     struct plan_bucket *bucket = NULL;
     for (int i = plan->num_params - 1; i >= 0; i--) {
         struct plan_param *p = &plan->params[i];
+        if (p->family != family) continue;
         bool is_unit = units && p->first_segment == b->last_segment[i] && !p->is_tied_copy;
         if (!joins(plan, bucket, p, is_unit, is_tied)) bucket = open_bucket(b, p, is_unit);
         is_tied = p->is_tied_copy;
@@ -146,7 +158,7 @@ static void make_buckets(struct builder *b) {
         p->offset = bucket->elements;
         bucket->elements += round_up(p->count, alignment);
     }
-    for (int i = 0; i < plan->num_buckets; i++) {
+    for (int i = first; i < plan->num_buckets; i++) {
         bucket = &plan->buckets[i];
         if (shards > 1) bucket->elements = round_up(bucket->elements, lcm(shards, SHARD_ALIGNMENT));
         bucket->shard_elements = bucket->elements / shards;
@@ -166,7 +178,7 @@ static void place_weight(struct plan *plan, struct plan_param *p, unsigned forms
     size_t packed = p->num_dims == 2 ? groups * packed_bytes(dtype, p->dims[1], rows) : 0;
     size_t packed_back = p->num_dims == 2 ? groups * packed_bytes(dtype, rows, p->dims[1]) : 0;
     unsigned packed_forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD;
-    bool is_master = dtype == DTYPE_F32 && shards_of(plan) == 1;
+    bool is_master = dtype == DTYPE_F32 && plan->sharing[p->family].shards == 1;
     if (forms & packed_forms && !(packed && packed_back)) forms |= PARAM_FORM_PLAIN, forms &= ~packed_forms;
     size_t bytes[3] = {forms & PARAM_FORM_PLAIN && !is_master ? (size_t)p->count * dtype_bytes(dtype) : 0,
                        forms & PARAM_FORM_PACKED_FORWARD ? packed : 0,
@@ -186,52 +198,61 @@ static void place_weight(struct plan *plan, struct plan_param *p, unsigned forms
 
 static void place_buckets(struct plan *plan) {
     bool training = !plan->request.forward_only, is_fp32 = plan->request.model.dtype == DTYPE_F32;
-    int shards = shards_of(plan), rank = shards > 1 ? plan->request.layout.data_rank : 0;
-    enum plan_category of_master = is_fp32 && shards == 1 ? CATEGORY_WEIGHTS : CATEGORY_OPTIMIZER;
     for (int i = 0; i < plan->num_buckets; i++) {
         struct plan_bucket *b = &plan->buckets[i];
+        const struct plan_sharing *sharing = &plan->sharing[b->family];
         size_t shard = (size_t)b->shard_elements * 4;
-        b->master = plan_take(plan, of_master, shard);
+        b->master =
+            plan_take(plan, is_fp32 && sharing->shards == 1 ? CATEGORY_WEIGHTS : CATEGORY_OPTIMIZER, shard);
         b->exp_avg = b->exp_avg_sq = b->grad = b->grad_shard = SIZE_MAX;
         if (!training) continue;
         b->exp_avg = plan_take(plan, CATEGORY_OPTIMIZER, shard);
         b->exp_avg_sq = plan_take(plan, CATEGORY_OPTIMIZER, shard);
         b->grad = b->is_unit ? SIZE_MAX : plan_take(plan, CATEGORY_GRADIENTS, (size_t)b->elements * 4);
-        b->grad_shard =
-            b->is_unit ? plan_take(plan, CATEGORY_GRADIENTS, shard) : b->grad + (size_t)rank * shard;
+        b->grad_shard = b->is_unit ? plan_take(plan, CATEGORY_GRADIENTS, shard)
+                                   : b->grad + (size_t)sharing->shard * shard;
     }
+}
+
+static void raise(size_t *largest, size_t bytes) {
+    if (bytes > *largest) *largest = bytes;
 }
 
 /* Staging of gathers and the buffers through which units pass. Two of each, so that the next transfer runs
- * beside the present use. */
+ * beside the present use; where no gather runs ahead, all share one staging buffer. */
 static void place_buffers(struct plan *plan) {
-    size_t whole = 0, weights = 0, grads = 0;
+    size_t element = dtype_bytes(plan->request.model.dtype), largest = 0;
+    bool ahead = plan->request.layout.overlap_param_gather;
     for (int i = 0; i < plan->num_buckets; i++) {
         const struct plan_bucket *b = &plan->buckets[i];
-        if ((size_t)b->elements > whole) whole = (size_t)b->elements;
-        if (b->weight_bytes > weights) weights = b->weight_bytes;
-        if (b->is_unit && (size_t)b->elements * 4 > grads) grads = (size_t)b->elements * 4;
+        struct plan_sharing *s = &plan->sharing[b->family];
+        if (s->shards == 1) continue;
+        raise(&s->gather_bytes, (size_t)b->elements * element);
+        raise(&s->unit_weight_bytes, b->weight_bytes);
+        if (b->is_unit && !plan->request.forward_only) raise(&s->unit_grad_bytes, (size_t)b->elements * 4);
+        raise(&largest, s->gather_bytes);
+        ahead |= b->gathers_weights;
     }
-    if (shards_of(plan) == 1) return;
-    plan->gather_bytes = whole * dtype_bytes(plan->request.model.dtype);
-    plan->unit_weight_bytes = weights;
-    plan->unit_grad_bytes = plan->request.forward_only ? 0 : grads;
-    bool ahead = weights || plan->request.layout.overlap_param_gather;
-    for (int i = 0; i < 2; i++) {
-        plan->gather[i] =
-            i && !ahead ? plan->gather[0] : plan_take(plan, CATEGORY_COMMUNICATION, plan->gather_bytes);
-        plan->unit_weights[i] = plan_take(plan, CATEGORY_WEIGHTS, plan->unit_weight_bytes);
-        plan->unit_grads[i] = plan_take(plan, CATEGORY_GRADIENTS, plan->unit_grad_bytes);
+    size_t shared = ahead ? 0 : plan_take(plan, CATEGORY_COMMUNICATION, largest);
+    for (int f = 0; f < FAMILY_COUNT; f++) {
+        struct plan_sharing *s = &plan->sharing[f];
+        for (int i = 0; i < 2; i++) {
+            s->gather[i] = ahead ? plan_take(plan, CATEGORY_COMMUNICATION, s->gather_bytes) : shared;
+            s->unit_weights[i] = plan_take(plan, CATEGORY_WEIGHTS, s->unit_weight_bytes);
+            s->unit_grads[i] = plan_take(plan, CATEGORY_GRADIENTS, s->unit_grad_bytes);
+        }
     }
 }
 
-/* How many of the held elements no lower rank holds too. */
-static int64_t counted_of(const struct plan *plan, const struct plan_param *p, int shards) {
+/* How many of the held elements no lower rank holds too. Experts are held by no other rank of the tensor- or
+ * expert-parallel groups. */
+static int64_t counted_of(const struct plan *plan, const struct plan_param *p) {
     const struct plan_layout *l = &plan->request.layout;
     const struct model *m = &plan->request.model;
     int64_t tp = model_tp(m), limit = p->count;
-    bool is_split = p->shard.num_runs > 0;
-    if (shards == 1 && l->data_rank > 0) return 0;
+    bool is_expert = p->family == FAMILY_EXPERT, is_split = is_expert || p->shard.num_runs > 0;
+    int rank = is_expert ? l->expert_data_rank : l->data_rank;
+    if (plan->sharing[p->family].shards == 1 && rank > 0) return 0;
     if (p->is_tied_copy && l->stage > 0) return 0;
     if (tp > 1 && !is_split && m->tp_rank > 0) return 0;
     if (p->shard.shared_from_row && m->tp_rank % (tp / m->groups))
@@ -242,17 +263,17 @@ static int64_t counted_of(const struct plan *plan, const struct plan_param *p, i
 }
 
 static void place_params(struct plan *plan) {
-    int shards = shards_of(plan), rank = shards > 1 ? plan->request.layout.data_rank : 0;
     for (int i = 0; i < plan->num_params; i++) {
         struct plan_param *p = &plan->params[i];
         const struct plan_bucket *b = &plan->buckets[p->bucket];
-        int64_t begin = rank * b->shard_elements - p->offset, end = begin + b->shard_elements;
+        int64_t shard_begin = plan->sharing[p->family].shard * b->shard_elements;
+        int64_t begin = shard_begin - p->offset, end = begin + b->shard_elements;
         if (begin < 0) begin = 0;
         if (end > p->count) end = p->count;
         p->held_begin = begin < p->count ? begin : p->count;
         p->held_count = end > p->held_begin ? end - p->held_begin : 0;
-        p->counted = counted_of(plan, p, shards);
-        size_t in_shard = (size_t)(p->offset + p->held_begin - rank * b->shard_elements) * 4;
+        p->counted = counted_of(plan, p);
+        size_t in_shard = (size_t)(p->offset + p->held_begin - shard_begin) * 4;
         if (!p->held_count) in_shard = 0;
         p->master = b->master + in_shard;
         if (plan->request.forward_only) continue;
@@ -263,10 +284,26 @@ static void place_params(struct plan *plan) {
     }
 }
 
+/* Of row runs inside each of the groups, one group after the other. */
+int64_t plan_global_row(const struct plan_param *p, int64_t row, int64_t *count_p) {
+    const struct param_shard *s = &p->shard;
+    int64_t of_group = p->dims[0] / p->groups, full = s->full_groups ? s->full[0] / s->full_groups : 0;
+    if (!s->num_runs) {
+        *count_p = p->dims[0] - row;
+        return s->first_group * full + row;
+    }
+    int64_t group = row / of_group, local = row % of_group;
+    int run = 0;
+    while (local >= s->runs[run].count) local -= s->runs[run++].count;
+    *count_p = s->runs[run].count - local;
+    return (s->first_group + group) * full + s->runs[run].first + local;
+}
+
 void plan_make_params(struct plan *plan) {
     struct builder b = {.plan = plan};
+    set_sharing(plan);
     list_params(&b);
-    make_buckets(&b);
+    for (int f = 0; f < FAMILY_COUNT; f++) make_buckets(&b, (enum plan_family)f);
     for (int i = 0; i < plan->num_params; i++) place_weight(plan, &plan->params[i], b.forms[i]);
     place_buckets(plan);
     place_buffers(plan);
@@ -288,11 +325,12 @@ static bool is_listed(const struct tensor_list *l, const char *name) {
     return false;
 }
 
-static void list_program(struct tensor_list *l, const struct program *program, int first_layer) {
-    for (int k = 0; k < program->num_params; k++) {
-        const struct param_info *info = &program->params[k];
+static void list_tensors(struct tensor_list *l, const struct param_info *infos, int count, int first_layer,
+                         bool is_state) {
+    for (int k = 0; k < count; k++) {
+        const struct param_info *info = &infos[k];
         char name[192];
-        name_of(info, first_layer, name, sizeof(name));
+        plan_param_name(info, first_layer, name, sizeof(name));
         if (!info->per_layer && is_listed(l, name)) continue;
         if (l->count == l->capacity) {
             l->capacity = l->capacity ? 2 * l->capacity : 64;
@@ -302,8 +340,15 @@ static void list_program(struct tensor_list *l, const struct program *program, i
             mem_strdup(name, "all tensors"),
             info->num_dims,
             {info->shard.full[0] ? info->shard.full[0] : info->dims[0],
-             info->num_dims > 1 ? (info->shard.full[1] ? info->shard.full[1] : info->dims[1]) : 1}};
+             info->num_dims > 1 ? (info->shard.full[1] ? info->shard.full[1] : info->dims[1]) : 1},
+            is_state};
     }
+}
+
+static void list_program(struct tensor_list *l, const struct model *m, const struct program *program,
+                         int first_layer) {
+    list_tensors(l, program->params, program->num_params, first_layer, false);
+    if (m->moe.expert_bias) list_tensors(l, program->routers, program->num_routers, first_layer, true);
 }
 
 int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p) {
@@ -312,15 +357,20 @@ int plan_all_tensors(const struct model *model, struct plan_tensor **tensors_p) 
     program_init(&embedding), program_init(&layer), program_init(&head);
     build_embedding(&embedding, model);
     build_head(&head, model);
-    list_program(&list, &embedding, 0);
+    list_program(&list, model, &embedding, 0);
     for (int i = 0; i < model->layers; i++) {
         if (!i || !model_layers_are_alike(model, i - 1, i, 1)) {
             program_free(&layer);
             build_layers(&layer, model, i, 1);
         }
-        list_program(&list, &layer, i);
+        list_program(&list, model, &layer, i);
     }
-    list_program(&list, &head, 0);
+    list_program(&list, model, &head, 0);
+    for (int i = 0; i < model->mtp_layers; i++) {
+        program_free(&layer);
+        build_mtp(&layer, model, i);
+        list_program(&list, model, &layer, i);
+    }
     program_free(&embedding), program_free(&layer), program_free(&head);
     *tensors_p = list.items;
     return list.count;

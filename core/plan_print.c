@@ -3,6 +3,7 @@
 #include "core/base/json.h"
 #include "core/base/mem.h"
 #include "core/base/str.h"
+#include "recompute/planned.h"
 #include <string.h>
 
 /* ---- bytes by module ---- */
@@ -73,6 +74,10 @@ static const char *segment_label(const struct plan *plan, int segment, char *buf
     const struct plan_segment *s = &plan->segments[segment];
     if (s->kind == SEGMENT_EMBEDDING) return "embedding";
     if (s->kind == SEGMENT_HEAD) return "head";
+    if (s->kind == SEGMENT_MTP) {
+        snprintf(buffer, capacity, "multi-token prediction %d", s->first_layer + 1);
+        return buffer;
+    }
     if (s->num_layers == 1)
         snprintf(buffer, capacity, "layer %d", s->first_layer);
     else
@@ -83,7 +88,10 @@ static const char *segment_label(const struct plan *plan, int segment, char *buf
 void plan_print_memory(const struct plan *plan, int rank, FILE *out) {
     char size[32], name[48];
     struct ledger modules = activations_by_module(plan);
-    fprintf(out, "memory plan of rank %d (%lld parameters):\n", rank, (long long)plan->num_parameters);
+    fprintf(out, "memory plan of rank %d (%lld parameters", rank, (long long)plan->num_parameters);
+    if (plan->num_expert_parameters)
+        fprintf(out, ", of which %lld of experts", (long long)plan->num_expert_parameters);
+    fprintf(out, "):\n");
     for (int c = 0; c < CATEGORY_COUNT; c++)
         fprintf(out, "  %-28s %16zu bytes  %12s\n", plan_category_name(c), category_bytes(plan, c),
                 str_format_bytes(size, sizeof(size), (double)category_bytes(plan, c)));
@@ -120,7 +128,7 @@ static void print_choice(const struct plan *plan, const struct plan *without, co
     fprintf(out, "  %-12s saves %12s of the peak (%.1f%%), costs %.4g more matrix FLOPs per step (%.1f%%)\n",
             name, str_format_bytes(saved, sizeof(saved), less), share,
             plan->step_gemm_flops - without->step_gemm_flops, cost);
-    if (share < 1)
+    if (share < 1 && strcmp(name, "the plan"))
         fprintf(out,
                 "warning: recomputing %s saves %.2f%% of the peak on this configuration; leave it out, or "
                 "recompute "
@@ -150,14 +158,25 @@ static void print_full(const struct recompute_policy *policy, FILE *out) {
     }
 }
 
+static void print_planned(const struct recompute_policy *policy, FILE *out) {
+    struct str text = {0};
+    recompute_planned_describe(policy->planned, policy->num_planned, 0, &text);
+    fprintf(out, "recompute: as planned, %s\n", text.data);
+    str_free(&text);
+}
+
 void plan_print_recompute(const struct plan *plan, FILE *out) {
     const struct recompute_policy *policy = &plan->request.recompute;
     struct plan without, with;
     if (policy->granularity == RECOMPUTE_NONE) return;
-    if (policy->granularity == RECOMPUTE_FULL) {
+    if (policy->granularity == RECOMPUTE_FULL || policy->granularity == RECOMPUTE_PLANNED) {
+        bool planned = policy->granularity == RECOMPUTE_PLANNED;
         plan_with(plan, (struct recompute_policy){.granularity = RECOMPUTE_NONE}, &without);
-        print_full(policy, out);
-        print_choice(plan, &without, "full", out);
+        if (planned)
+            print_planned(policy, out);
+        else
+            print_full(policy, out);
+        print_choice(plan, &without, planned ? "the plan" : "full", out);
         plan_free(&without);
         return;
     }
@@ -252,7 +271,9 @@ void plan_print_trace(const struct plan *plan, FILE *out) {
             *was_shown = true;
         }
         if (s->kind == SEGMENT_LAYERS) continue;
-        fprintf(out, "recompute trace of %s:\n", s->kind == SEGMENT_EMBEDDING ? "the embedding" : "the head");
+        char name[48];
+        fprintf(out, "recompute trace of %s%s:\n", s->kind == SEGMENT_MTP ? "" : "the ",
+                segment_label(plan, i, name, sizeof(name)));
         for (int op = 0; op < c->program.num_ops; op++) {
             struct op_trace t = trace_op(c, op);
             trace_line(c->program.ops[op].name, t.reruns ? "RECOMPUTE" : "SAVE", t.kept_bytes,
@@ -288,6 +309,8 @@ void plan_write_json(const struct plan *plan, struct str *out) {
     json_end_object(out);
     json_key(out, "num_parameters");
     json_integer(out, plan->num_parameters);
+    json_key(out, "num_expert_parameters");
+    json_integer(out, plan->num_expert_parameters);
     json_key(out, "micro_batches_in_flight");
     json_integer(out, plan->num_slots);
     json_key(out, "step_flops");

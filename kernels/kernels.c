@@ -128,6 +128,22 @@ const struct kernels *kernels_cpu(void) {
     return cpu_table(0);
 }
 
+/* ---- cuda: linked in or not ---- */
+__attribute__((weak)) void cuda_table(struct kernels *table, bool lacks[KERNEL_COUNT]);
+
+static bool cuda_lacks[KERNEL_COUNT];
+
+const struct kernels *kernels_cuda(void) {
+    static struct kernels table;
+    if (!cuda_table) return NULL;
+    if (!table.backend) cuda_table(&table, cuda_lacks);
+    return &table;
+}
+
+bool kernels_cuda_lacks(enum kernel_id id) {
+    return !kernels_cuda() || cuda_lacks[id];
+}
+
 /* ---- meta: the check and the cost are the kernel ---- */
 static void meter_add(const struct stream *stream, enum kernel_id id, struct kernel_cost cost,
                       size_t workspace) {

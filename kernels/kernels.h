@@ -73,6 +73,7 @@ struct stream {
     void *workspace;         /* 64-byte aligned */
     size_t workspace_bytes;
     struct kernel_meter *meter; /* NULL except on meta */
+    void *device_stream;        /* of the cuda tables: the cudaStream_t; NULL: the default stream */
 };
 
 /* From the .c files of kernels/args, for every kernel: NULL when the args are well formed, otherwise what is
@@ -97,6 +98,10 @@ const struct kernels *kernels_cpu(void); /* the best set that this processor can
 /* By instruction set: "generic", "avx2", "avx512", "amx"; NULL when unknown or not usable on this processor.
  */
 const struct kernels *kernels_cpu_isa(const char *isa);
+/* The CUDA kernels, NULL when this build has none (docs/cuda.md). Pointers in the args are the device's; a
+ * kernel that the table lacks ends the job when it is called, and is named by kernels_cuda_lacks. */
+const struct kernels *kernels_cuda(void);
+bool kernels_cuda_lacks(enum kernel_id id);
 /* A table that adds up costs into stream->meter and asks `like` for workspace and packing sizes. */
 struct kernels kernels_meta(const struct kernels *like);
 const char *kernel_name(enum kernel_id id);

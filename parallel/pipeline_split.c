@@ -82,9 +82,18 @@ int pipeline_layout_stages(const char *layout, struct err *err) {
 static int check_layout(const struct pipeline_split_options *o, const struct str *symbols, struct err *err) {
     int stages = count_symbol(symbols, '|') + 1, layers = count_symbol(symbols, 't');
     const char *s = symbols->data;
-    if (count_symbol(symbols, 'm'))
-        return err_set(err, LAYOUT " '%s': there are no multi-token-prediction layers to place: drop each m",
-                       o->layout);
+    if (count_symbol(symbols, 'm') != o->mtp_layers)
+        return err_set(err,
+                       LAYOUT " '%s' has %d layers of multi-token prediction (m), --mtp-num-layers gives %d: "
+                              "change one of them",
+                       o->layout, count_symbol(symbols, 'm'), o->mtp_layers);
+    for (int i = 1; i <= o->mtp_layers; i++)
+        if ((int)symbols->length <= i || s[symbols->length - 1 - (size_t)i] != 'm')
+            return err_set(err,
+                           LAYOUT
+                           " '%s': multi-token prediction reads the embedding and the output layer and is "
+                           "built on the last stage only: put every m right before the L",
+                           o->layout);
     if (count_symbol(symbols, 'E') != 1 || s[0] != 'E')
         return err_set(err, LAYOUT " '%s': must begin with the embedding and have it once: put one E first",
                        o->layout);

@@ -12,8 +12,9 @@
  *   embedding and the loss as a layer each, so that the first and the last virtual stage have one layer less;
  *
  * - layout: --pipeline-model-parallel-layout "Et*3|(tt|)*29,t|L" lists the virtual stages: E embedding, t
- *   layer, L head and loss, `|` between stages, x*n and (..)*n repeat (no parentheses inside parentheses),
- *   commas and spaces are for the eye. A stage may be empty.
+ *   layer, m layer of multi-token prediction (before L, on its stage), L head and loss, `|` between stages,
+ * x*n and (..)*n repeat (no parentheses inside parentheses), commas and spaces are for the eye. A stage may
+ * be empty.
  *
  *     struct pipeline_split_options o = {.layers = 8, .stages = 2, .chunks = 2};
  *     struct pipeline_chunk chunks[4];       // {0,2} {2,2} {4,2} {6,2}: stage 0 holds 0 1 4 5
@@ -31,6 +32,7 @@ struct pipeline_split_options {
     int first_layers, last_layers; /* of the first and the last stage; 0: not given */
     bool account_embedding, account_loss;
     const char *layout; /* NULL: not given */
+    int mtp_layers;     /* of multi-token prediction, behind the head */
 };
 
 /* Writes stages * chunks entries: out[chunk * stages + stage]. The message names the flags and the remedy. */

@@ -101,6 +101,15 @@ struct schedule_report {
 };
 void schedule_simulate(const struct schedule *schedule, const struct schedule_shape *shape,
                        struct schedule_report *out);
+/* The same with seconds instead of units: per action of (chunk, stage), at chunk * stages + stage; `message`:
+ * from one stage to the next. Returns the time until the last stage is done; it never shrinks when an action
+ * takes longer. */
+struct schedule_times {
+    const double *forward, *backward, *weight;
+    double message;
+};
+double schedule_simulate_times(const struct schedule *schedule, const struct schedule_shape *shape,
+                               const struct schedule_times *times, struct schedule_report *out);
 /* The grid: a row per stage, a column per unit of time: "F0 F1 .  B0 B0"; with several chunks "F0a" is chunk
  * 0 and "F0b" chunk 1. Says so when the schedule does not finish. */
 void schedule_print(const struct schedule *schedule, const struct schedule_shape *shape, FILE *out);

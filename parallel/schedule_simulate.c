@@ -5,26 +5,28 @@
 #include "core/base/str.h"
 
 struct message {
-    int sent, received; /* when the two sides were started; -1: not yet */
+    double sent, received; /* when the two sides were started; -1: not yet */
 };
 
 struct stage_run {
     struct schedule_list list;
-    int next, now, busy;
-    int *begins;                 /* per action */
+    int next;
+    double now, busy;
+    double *begins;              /* per action */
     struct message **sending[2]; /* per direction and buffer: what was sent from it last */
 };
 
 struct simulation {
     const struct schedule *schedule;
     struct schedule_shape shape;
+    const struct schedule_times *times; /* NULL: units */
     struct stage_run *stages;
     struct message *messages[2]; /* forward, backward: per receiving virtual stage and micro-batch */
     bool finishes;
-    int length;
+    double length;
 };
 
-static int max(int a, int b) {
+static double max(double a, double b) {
     return a > b ? a : b;
 }
 
@@ -35,12 +37,21 @@ static struct message *message_of(struct simulation *s, int stage, const struct 
     return &s->messages[!up][(size_t)virtual_stage * (size_t)s->shape.micro_batches + (size_t)a->micro_batch];
 }
 
-static int arrival(const struct message *m) {
-    return m->sent < 0 || m->received < 0 ? -1 : max(m->sent, m->received);
-}
-
 static int units(const struct simulation *s, enum action_kind kind) {
     return kind == ACTION_BACKWARD && !s->schedule->splits_backward ? 2 : 1;
+}
+
+static double arrival(const struct simulation *s, const struct message *m) {
+    if (m->sent < 0 || m->received < 0) return -1;
+    return max(m->sent, m->received) + (s->times ? s->times->message : 0);
+}
+
+static double duration(const struct simulation *s, int stage, const struct action *a) {
+    int at = a->chunk * s->shape.stages + stage;
+    if (!s->times) return units(s, a->kind);
+    return a->kind == ACTION_FORWARD    ? s->times->forward[at]
+           : a->kind == ACTION_BACKWARD ? s->times->backward[at]
+                                        : s->times->weight[at];
 }
 
 /* Runs the next action of the stage; false when it has to wait for another stage. */
@@ -51,17 +62,17 @@ static bool advance(struct simulation *s, int stage) {
               a->kind == ACTION_SEND_FORWARD || a->kind == ACTION_WAIT_SEND_FORWARD;
     struct schedule_shape shape = s->shape;
     shape.stage = stage;
-    int arrived = r->now;
+    double arrived = r->now;
     r->begins[r->next] = r->now;
     switch (a->kind) {
     case ACTION_FORWARD:
     case ACTION_BACKWARD:
     case ACTION_WEIGHT:
-        if (schedule_receives(&shape, a)) arrived = arrival(message_of(s, stage, a, up, false));
+        if (schedule_receives(&shape, a)) arrived = arrival(s, message_of(s, stage, a, up, false));
         if (arrived < 0) return false;
         r->begins[r->next] = max(r->now, arrived);
-        r->now = r->begins[r->next] + units(s, a->kind);
-        r->busy += units(s, a->kind);
+        r->now = r->begins[r->next] + duration(s, stage, a);
+        r->busy += duration(s, stage, a);
         break;
     case ACTION_RECEIVE_FORWARD:
     case ACTION_RECEIVE_BACKWARD:
@@ -74,7 +85,7 @@ static bool advance(struct simulation *s, int stage) {
         break;
     case ACTION_WAIT_SEND_FORWARD:
     case ACTION_WAIT_SEND_BACKWARD:
-        arrived = arrival(r->sending[!up][a->buffer]);
+        arrived = arrival(s, r->sending[!up][a->buffer]);
         if (arrived < 0) return false;
         r->now = max(r->now, arrived);
         break;
@@ -98,7 +109,7 @@ static void simulation_open(struct simulation *s, const struct schedule *schedul
         struct stage_run *r = &s->stages[i];
         s->shape.stage = i;
         schedule_lower(schedule, &s->shape, &r->list);
-        r->begins = mem_new_array(int, (size_t)r->list.count, "schedule simulation");
+        r->begins = mem_new_array(double, (size_t)r->list.count, "schedule simulation");
         r->sending[0] = mem_new_array(struct message *, (size_t)r->list.send_buffers, "schedule simulation");
         r->sending[1] = mem_new_array(struct message *, (size_t)r->list.grad_buffers, "schedule simulation");
     }
@@ -131,24 +142,32 @@ static void simulation_close(struct simulation *s) {
 }
 
 static struct schedule_report report_of(const struct simulation *s) {
-    struct schedule_report report = {s->finishes, s->length, 0, -1, -1};
+    struct schedule_report report = {s->finishes, s->times ? 0 : (int)s->length, 0, -1, -1};
     double busy = 0;
     for (int i = s->shape.stages - 1; i >= 0; i--) {
         const struct stage_run *r = &s->stages[i];
         busy += r->busy;
         if (r->next < r->list.count) report.stuck_stage = i, report.stuck_action = r->next;
     }
-    if (s->length) report.bubble = 1 - busy / ((double)s->length * s->shape.stages);
+    if (s->length > 0) report.bubble = 1 - busy / (s->length * s->shape.stages);
     return report;
+}
+
+double schedule_simulate_times(const struct schedule *schedule, const struct schedule_shape *shape,
+                               const struct schedule_times *times, struct schedule_report *out) {
+    struct simulation s;
+    simulation_open(&s, schedule, shape);
+    s.times = times;
+    simulation_run(&s);
+    *out = report_of(&s);
+    double length = s.length;
+    simulation_close(&s);
+    return length;
 }
 
 void schedule_simulate(const struct schedule *schedule, const struct schedule_shape *shape,
                        struct schedule_report *out) {
-    struct simulation s;
-    simulation_open(&s, schedule, shape);
-    simulation_run(&s);
-    *out = report_of(&s);
-    simulation_close(&s);
+    schedule_simulate_times(schedule, shape, NULL, out);
 }
 
 /* ---- the grid ---- */
@@ -172,10 +191,10 @@ static void print_stage(const struct simulation *s, int stage, FILE *out) {
             snprintf(label, sizeof(label), "%c%d%c", kind, a->micro_batch, 'a' + a->chunk % 26);
         else
             snprintf(label, sizeof(label), "%c%d", kind, a->micro_batch);
-        print_cells(&line, &time, r->begins[i], ".", width);
+        print_cells(&line, &time, (int)r->begins[i], ".", width);
         print_cells(&line, &time, time + units(s, a->kind), label, width);
     }
-    print_cells(&line, &time, s->length, ".", width);
+    print_cells(&line, &time, (int)s->length, ".", width);
     fprintf(out, "%s | %d frame%s\n", line.data, frames, frames == 1 ? "" : "s");
     str_free(&line);
 }

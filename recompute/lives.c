@@ -6,7 +6,7 @@ bool lives_touches(const struct program *p, const struct instr *in, int t) {
     bool is_forward = in->kind == INSTR_FORWARD || in->kind == INSTR_RERUN || in->kind == INSTR_FORWARD_END ||
                       in->kind == INSTR_RERUN_END;
     bool is_weight = in->kind == INSTR_WEIGHT || in->kind == INSTR_HOLD;
-    unsigned reads_in = is_forward ? ~0u : o->backward_reads_in;
+    unsigned reads_in = is_forward ? ~o->forward_skips_in : o->backward_reads_in;
     unsigned reads_out =
         is_forward ? ~o->backward_scratch_out : o->backward_reads_out | o->backward_scratch_out;
     if (in->kind == INSTR_BACKWARD && o->def->backward_weight) reads_in &= ~o->weight_reads_in;

@@ -25,8 +25,24 @@ static int64_t chunk_count(const struct recompute_policy *policy, const struct r
     return policy->per_stage[chunk->stage];
 }
 
+static int planned_groups(const struct recompute_policy *policy, const struct recompute_chunk *chunk,
+                          struct recompute_group *groups) {
+    int layer = 0, count = 0, covered = 0;
+    for (int i = 0; i < policy->num_planned && covered < chunk->num_layers; i++) {
+        if (layer >= chunk->first_layer) {
+            groups[count++] = policy->planned[i];
+            covered += policy->planned[i].num_layers;
+        }
+        layer += policy->planned[i].num_layers;
+    }
+    CHECK(covered == chunk->num_layers && (!covered || layer == chunk->first_layer + covered),
+          "a planned group crosses an end of chunk %d of stage %d", chunk->chunk, chunk->stage);
+    return count;
+}
+
 int recompute_groups(const struct recompute_policy *policy, const struct recompute_chunk *chunk,
                      struct recompute_group *groups) {
+    if (policy->granularity == RECOMPUTE_PLANNED) return planned_groups(policy, chunk, groups);
     bool full = policy->granularity == RECOMPUTE_FULL, by_id = full && policy->layer_ids;
     int64_t n = full && !by_id ? chunk_count(policy, chunk) : 0;
     bool uniform = full && !by_id && policy->method == RECOMPUTE_UNIFORM && n > 0;
@@ -39,4 +55,13 @@ int recompute_groups(const struct recompute_policy *policy, const struct recompu
         groups[count] = (struct recompute_group){uniform ? (n < left ? (int)n : left) : 1, selected};
     }
     return count;
+}
+
+recompute_set recompute_of_mtp(const struct recompute_policy *policy, int stage, int layer) {
+    struct recompute_chunk chunk = {.stage = stage, .first_layer = layer, .num_layers = 1};
+    if (policy->granularity == RECOMPUTE_SELECTIVE) return policy->modules;
+    if (policy->granularity == RECOMPUTE_NONE) return 0;
+    bool whole = policy->layer_ids ? has_layer_id(policy, layer)
+                                   : policy->method == RECOMPUTE_UNIFORM && chunk_count(policy, &chunk) > 0;
+    return whole ? RECOMPUTE_BIT(MODULE_layer) : 0;
 }

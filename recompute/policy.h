@@ -6,6 +6,7 @@
  *   full uniform N   groups of N consecutive layers (the last may be shorter); only a group's input is kept
  *   full block N     the first N layers of the model chunk, each by itself; the others keep everything
  *   full layer_ids   exactly these layers of the model, each by itself; the others keep everything
+ *   planned          groups of layers with modules of their own, over the whole model (planned.h)
  *
  * N counts per model chunk, as in Megatron-LM: with 2 chunks of 4 layers per stage, block 3 recomputes 6
  * layers of the stage. N above a chunk's layers means all of them. With per_stage every stage has its own N,
@@ -19,7 +20,12 @@
 #include "core/base/check.h"
 #include "recompute/recompute.h"
 
-enum recompute_granularity { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL };
+enum recompute_granularity { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL, RECOMPUTE_PLANNED };
+
+struct recompute_group {
+    int num_layers;
+    recompute_set selected;
+};
 enum recompute_method { RECOMPUTE_UNIFORM, RECOMPUTE_BLOCK };
 
 struct recompute_policy {
@@ -31,6 +37,9 @@ struct recompute_policy {
     int64_t num_stages;
     const int64_t *layer_ids; /* of full: rising layer numbers of the model, or NULL; excludes method and N */
     int64_t num_layer_ids;
+    const struct recompute_group
+        *planned; /* of planned: cover the layers of the model; none crosses a chunk */
+    int num_planned;
 };
 
 /* One chunk of the model: what a pipeline stage runs in one go. */
@@ -39,11 +48,9 @@ struct recompute_chunk {
     int first_layer, num_layers;
 };
 
-struct recompute_group {
-    int num_layers;
-    recompute_set selected;
-};
-
 /* Writes at most chunk->num_layers groups that cover exactly its layers; returns how many. */
 int recompute_groups(const struct recompute_policy *policy, const struct recompute_chunk *chunk,
                      struct recompute_group *groups);
+/* Of a layer of multi-token prediction, which has number `layer` after the model's last: it follows no other,
+ * so with uniform it is a group of its own; block counts from the first layer and does not reach it. */
+recompute_set recompute_of_mtp(const struct recompute_policy *policy, int stage, int layer);

@@ -36,6 +36,8 @@ for script in scripts/examples/*.sh; do
     [ "$per_chunk" = 1 ] || chunks=$(($(size --num-layers) / pipeline / per_chunk))
     layout="DP $((world / tensor / pipeline / context))"
     [ "$context" = 1 ] || layout="CP $context, $layout"
+    experts=$(size --expert-model-parallel-size)
+    [ "$experts" = 1 ] || layout="EP $experts, $layout"
     [ "$pipeline" = 1 ] || layout="PP $pipeline x $chunks, $layout"
     [ "$tensor" = 1 ] || layout="TP $tensor, $layout"
     flags+=(--world-size "$world" --train-iters "$(bash "$script" --print iterations)" --mock-data --vocab-size "$(bash "$script" --print vocabulary)")

@@ -83,6 +83,28 @@ static inline struct model tiny_moe_sigmoid(void) {
     return m;
 }
 
+/* Everything that the router can do beside: choices by score and bias, a capacity that drops some of them,
+ * jitter, the balance of the whole batch. */
+static inline struct model tiny_moe_limited(void) {
+    struct model m = tiny_moe();
+    m.moe.score = ROUTER_SQRTSOFTPLUS;
+    m.moe.expert_bias = true;
+    m.moe.capacity_factor = 0.8;
+    m.moe.jitter = 0.2f;
+    m.moe.balance_globally = true;
+    return m;
+}
+
+/* The same with rows that stand for nothing, drops by position and random choices. */
+static inline struct model tiny_moe_padded(void) {
+    struct model m = tiny_moe_sigmoid();
+    m.moe.expert_bias = true;
+    m.moe.capacity_factor = 1.3;
+    m.moe.drops_by_position = m.moe.pads_to_capacity = true;
+    m.moe.random_logits = true;
+    return m;
+}
+
 /* Multi-latent attention with YaRN, whose three ranges of frequencies (kept, blended, stretched) all occur.
  */
 static inline struct model tiny_mla(void) {
@@ -91,6 +113,18 @@ static inline struct model tiny_mla(void) {
     m.plain_dim = 6, m.rotary_dim = 8, m.head_dim = 14, m.value_dim = 10;
     m.kv_rank = 12, m.q_rank = 20;
     m.yarn_factor = 40, m.yarn_mscale = 1, m.yarn_mscale_all_dim = 0.5;
+    return m;
+}
+
+/* Two depths of multi-token prediction, whose layers are of the kind of the last one. */
+static inline struct model tiny_mtp(void) {
+    struct model m = tiny_llama();
+    m.mtp_layers = 2;
+    return m;
+}
+static inline struct model tiny_moe_mtp(void) {
+    struct model m = tiny_moe();
+    m.mtp_layers = 2;
     return m;
 }
 
@@ -107,6 +141,9 @@ static inline void tiny_open(struct tiny *t, const struct plan_request *request)
     executor_open(&t->executor, &t->plan, &t->arena, request->threads, 1234, NULL);
     update_initialize(&t->executor);
     update_compute_copies(&t->executor);
+    for (int i = 0; i < t->plan.num_routers; i++)
+        for (int64_t e = 0; t->executor.routers[i].bias && e < t->plan.routers[i].experts; e++)
+            t->executor.routers[i].bias[e] = 0.02f * (float)((e * 7 + i) % 5);
 }
 
 static inline void tiny_close(struct tiny *t) {
@@ -133,7 +170,7 @@ static inline double tiny_step(struct tiny *t, int64_t iteration) {
     size_t n = (size_t)(m->seq * m->micro_batch);
     int32_t *tokens = mem_new_array(int32_t, 3 * n, "tiny"), *labels = tokens + n, *positions = labels + n;
     float *mask = mem_new_array(float, n, "tiny");
-    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f};
+    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f, {0.004f, 0.003f}};
     executor_begin_step(&t->executor, iteration);
     const struct schedule_list *list = plan_actions(&t->plan, t->plan.request.micro_batches);
     for (int i = 0; i < list->count; i++) {
@@ -150,7 +187,8 @@ static inline double tiny_step(struct tiny *t, int64_t iteration) {
 static inline double tiny_objective(const struct tiny *t, double loss_sum) {
     const struct model *m = &t->plan.request.model;
     const struct router_losses *l = &t->executor.router_losses;
-    return 0.01 * loss_sum +
+    double mtp = 0.004 * t->executor.mtp_loss_sum[0] + 0.003 * t->executor.mtp_loss_sum[1];
+    return 0.01 * loss_sum + mtp +
            0.5 * ((double)m->moe.balance_coeff * l->balance + (double)m->moe.z_coeff * l->z);
 }
 

@@ -1,6 +1,8 @@
 #include "core/base/str.h"
+#include "core/base/check.h"
 #include "core/base/mem.h"
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,4 +100,12 @@ const char *str_format_bytes(char *buffer, size_t capacity, double bytes) {
         }
     snprintf(buffer, capacity, "%.0f B", bytes);
     return buffer;
+}
+
+int str_write_file(const struct str *s, const char *path, struct err *err) {
+    FILE *f = fopen(path, "w");
+    bool failed = !f || fwrite(s->data, 1, s->length, f) != s->length || fputc('\n', f) == EOF;
+    if ((f && fclose(f)) || failed)
+        return err_set(err, "%s: cannot be written; check the folder and the space on the disk", path);
+    return 0;
 }

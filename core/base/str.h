@@ -15,6 +15,9 @@ void str_puts(struct str *s, const char *text);
 void str_printf(struct str *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void str_clear(struct str *s); /* keeps the buffer */
 void str_free(struct str *s);
+/* Writes the text and a line feed; -1 with a message that names the path. */
+struct err;
+int str_write_file(const struct str *s, const char *path, struct err *err);
 
 /* Number of single-character edits (insert, delete, replace, swap of neighbours) between a and b, at most
  * `limit`+1. */

@@ -8,7 +8,8 @@
  *                        manifest.json                          state, model, sizes, 64-bit checksums
  *
  * Tensors are global: no file knows how many ranks there were. They carry Hugging Face's names and shapes
- * where Hugging Face has the model (GPT-2, Llama, Qwen2, Qwen3; names.h), Megatron-LM's names elsewhere.
+ * where Hugging Face has the model (GPT-2, Llama, Qwen2, Qwen3, Mixtral, DeepSeek-V3; names.h), Megatron-LM's
+ * names elsewhere.
  * fp32 master, exp_avg and exp_avg_sq are all that AdamW carries over an iteration, and random numbers are a
  * function of the seed, so a resumed run is bit-equal to one that never stopped. A 16-bit working copy is the
  * rounded master and is not stored.
@@ -51,6 +52,7 @@ struct checkpoint_shape {
     const char *name; /* Megatron-LM's, e.g. decoder.layers.3.self_attention.linear_qkv.weight */
     int num_dims;     /* 1 or 2 */
     int64_t dims[2];  /* global; dims[1] is ignored for num_dims 1 */
+    bool is_state;    /* updated by a rule of its own: has no optimizer state (a router's expert bias) */
 };
 
 /* What this rank holds of one tensor, or one part of that: a tensor may be listed several times.
@@ -59,6 +61,10 @@ struct checkpoint_shape {
  *
  *     global rows 0 .. 7 of [gate; up], rank 1 of 2      rows = {2, 2}, {6, 2}
  *     . . G G . . U U                                    local rows: G G U U
+ *
+ * Of equal matrices one after the other (experts) it may be the same runs of rows inside each of several.
+ *
+ *     two experts of [gate; up] from the third on       num_groups = 2, first_group = 2, group_rows = 8
  *
  * Of that block's elements, in row-major order, the rank holds [begin, end): all of them, or a shard of the
  * distributed optimizer, which cuts anywhere and may be empty. */
@@ -69,10 +75,13 @@ struct checkpoint_tensor {
     struct checkpoint_row_run {
         int64_t first, count;
     } rows[CHECKPOINT_MAX_ROW_RUNS]; /* unused ones are zero */
+    int64_t num_groups, first_group; /* 0: one matrix, and the runs are of rows of the tensor */
+    int64_t group_rows;              /* of a whole group */
     int64_t first_col, num_cols;     /* 0 and 1 for num_dims 1 */
     int64_t begin, end;
     float *master;               /* element `begin` */
     float *exp_avg, *exp_avg_sq; /* likewise; NULL: no optimizer state */
+    bool is_state;               /* as in struct checkpoint_shape */
     bool writes; /* this rank saves these elements. Over all ranks, each element of each tensor is saved once:
                     replicas are listed with false, and are loaded all the same */
 };
@@ -89,6 +98,7 @@ enum checkpoint_activation {
     CHECKPOINT_SQUARED_RELU,
     CHECKPOINT_QUICK_GELU,
 };
+enum checkpoint_score { CHECKPOINT_SOFTMAX, CHECKPOINT_SIGMOID, CHECKPOINT_SQRTSOFTPLUS };
 
 /* What the weights mean. Decides the family of names, is stored in the manifest and compared on load. */
 struct checkpoint_model {
@@ -109,6 +119,18 @@ struct checkpoint_model {
     double rope_scaling_factor; /* Llama 3's frequency scaling; 0: none */
     double norm_epsilon;
     double hidden_dropout, attention_dropout;
+    /* Multi-latent attention; kv_lora_rank 0: none. Then num_query_groups is num_attention_heads, kv_channels
+     * is qk_head_dim + qk_pos_emb_head_dim, and rope_scaling_factor is YaRN's. */
+    int64_t q_lora_rank /* 0: queries have no latent */, kv_lora_rank;
+    int64_t qk_head_dim, qk_pos_emb_head_dim, v_head_dim;
+    double mscale, mscale_all_dim;
+    /* Mixture of experts in all layers from moe_dense_layers on; num_experts 0: none. */
+    int64_t num_experts, moe_dense_layers;            /* 0: then ffn_hidden_size is moe_ffn_hidden_size */
+    int64_t moe_ffn_hidden_size, moe_shared_ffn_size; /* shared: 0 for none */
+    int64_t moe_topk, moe_num_groups, moe_group_topk; /* groups 0: none */
+    double moe_scaling;                               /* of the probabilities; 1: none */
+    enum checkpoint_score moe_score;
+    bool moe_pre_softmax, moe_shared_gate, moe_expert_bias;
     char unlike_hf[96]; /* any other trait that Hugging Face's families do not have, as a flag; "" for none */
 };
 

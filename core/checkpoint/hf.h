@@ -5,8 +5,10 @@
  * dtype asked for, with the rows of the padded vocabulary cut off. Importing copies a folder's weights (F32,
  * BF16, F16 or F64) into a checkpoint named "release" without optimizer state, with a configuration that
  * --use-checkpoint-args reads. Both stream tensor by tensor and hold at most CHECKPOINT_STAGING_BYTES twice.
- * Model types: gpt2, llama, mistral, qwen2, qwen3. What a folder asks for that this program's model does not
- * do (sliding windows, other rope scalings, unknown tensors) is an error that names it. */
+ * Model types: gpt2, llama, mistral, qwen2, qwen3, mixtral, deepseek_v3. What a folder asks for that this
+ * program's model does not do (sliding windows, other rope scalings, unknown tensors) is an error that names
+ * it. DeepSeek's routers always have a bias there: zeros stand for none, either way; its layers of
+ * multi-token prediction are left out of an import, with a line. */
 #include "core/base/json.h"
 #include "core/checkpoint/names.h"
 #include "core/checkpoint/safetensors.h"
@@ -22,6 +24,9 @@ int checkpoint_import_hf(const char *hf_dir, const char *out_dir, struct checkpo
  */
 void checkpoint_write_hf_config(struct str *out, const struct checkpoint_model *model,
                                 const struct checkpoint_state *state, enum safetensors_dtype dtype);
+/* What a model whose tensors have a family's names does that config.json of that family cannot say, as a
+ * text; NULL: nothing. */
+const char *checkpoint_unlike_family(const struct checkpoint_model *model);
 int checkpoint_read_hf_config(const struct json_node *root, const char *where,
                               struct checkpoint_model *model_p, struct err *err);
 /* The flags that build this model, in the form of resolved_config.json. */

@@ -1,10 +1,8 @@
-#include "core/checkpoint/hf.h"
+#include "core/checkpoint/hf_config.h"
 #include "core/checkpoint/record.h"
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-/* Megatron-LM's --use-rope-scaling fixes these three of Llama 3's four numbers. */
-static const double LOW_FREQ_FACTOR = 1, HIGH_FREQ_FACTOR = 4, ORIGINAL_POSITIONS = 8192;
 
 static const struct {
     const char *hf;
@@ -20,10 +18,57 @@ static const struct {
     {"quick_gelu", CHECKPOINT_QUICK_GELU},
 };
 
+const char *hf_activation_name(size_t i, enum checkpoint_activation *activation_p) {
+    if (i >= ARRAY_COUNT(activations)) return NULL;
+    *activation_p = activations[i].activation;
+    return activations[i].hf;
+}
+
 static const char *hf_activation(enum checkpoint_activation activation) {
     size_t i = 0;
     while (activations[i].activation != activation) i++;
     return activations[i].hf;
+}
+
+static double yarn_mscale(double factor, double mscale) {
+    return factor > 1 ? 0.1 * mscale * log(factor) + 1 : 1;
+}
+
+double hf_yarn_concentration(const struct checkpoint_model *m) {
+    return yarn_mscale(m->rope_scaling_factor, m->mscale) /
+           yarn_mscale(m->rope_scaling_factor, m->mscale_all_dim);
+}
+
+/* ---- what config.json cannot say ---- */
+
+static const char *unlike_mixtral(const struct checkpoint_model *m) {
+    if (m->moe_score != CHECKPOINT_SOFTMAX)
+        return "--num-experts without --multi-latent-attention has softmax scores there";
+    if (m->moe_pre_softmax) return "--moe-router-pre-softmax";
+    if (m->moe_num_groups) return "--moe-router-num-groups without --multi-latent-attention";
+    return m->moe_scaling != 1 ? "--moe-router-topk-scaling-factor without --multi-latent-attention" : NULL;
+}
+
+static const char *unlike_deepseek(const struct checkpoint_model *m) {
+    bool all_groups = m->moe_num_groups == m->moe_group_topk;
+    if (m->norm_epsilon != LATENT_NORM_EPSILON)
+        return "--multi-latent-attention with --norm-epsilon other than 1e-6";
+    if (!m->num_experts) return NULL;
+    if (m->moe_score != CHECKPOINT_SIGMOID)
+        return "--multi-latent-attention with a --moe-router-score-function other than sigmoid";
+    if (m->num_experts < 2) return "--multi-latent-attention with --num-experts 1";
+    if (m->moe_shared_ffn_size % m->moe_ffn_hidden_size)
+        return "--moe-shared-expert-intermediate-size that is no multiple of --moe-ffn-hidden-size";
+    if (!all_groups && m->moe_topk != 2 * m->moe_group_topk)
+        return "--moe-router-topk other than twice --moe-router-group-topk";
+    return NULL;
+}
+
+const char *checkpoint_unlike_family(const struct checkpoint_model *model) {
+    enum checkpoint_family family = checkpoint_family(model, NULL);
+    return family == CHECKPOINT_MIXTRAL       ? unlike_mixtral(model)
+           : family == CHECKPOINT_DEEPSEEK_V3 ? unlike_deepseek(model)
+                                              : NULL;
 }
 
 /* ---- writing ---- */
@@ -82,15 +127,16 @@ static void put_rope_scaling(struct str *out, double factor) {
     json_begin_object(out);
     put_string(out, "rope_type", "llama3");
     put_double(out, "factor", factor);
-    put_double(out, "low_freq_factor", LOW_FREQ_FACTOR);
-    put_double(out, "high_freq_factor", HIGH_FREQ_FACTOR);
-    put_integer(out, "original_max_position_embeddings", (int64_t)ORIGINAL_POSITIONS);
+    put_double(out, "low_freq_factor", LLAMA3_LOW_FREQ_FACTOR);
+    put_double(out, "high_freq_factor", LLAMA3_HIGH_FREQ_FACTOR);
+    put_integer(out, "original_max_position_embeddings", LLAMA3_ORIGINAL_POSITIONS);
     json_end_object(out);
 }
 
 static void put_llama(struct str *out, const struct checkpoint_model *m, enum checkpoint_family family) {
     put_integer(out, "hidden_size", m->hidden_size);
-    put_integer(out, "intermediate_size", m->ffn_hidden_size);
+    put_integer(out, "intermediate_size",
+                family == CHECKPOINT_MIXTRAL ? m->moe_ffn_hidden_size : m->ffn_hidden_size);
     put_integer(out, "num_hidden_layers", m->num_layers);
     put_integer(out, "num_attention_heads", m->num_attention_heads);
     put_integer(out, "num_key_value_heads", m->num_query_groups);
@@ -104,19 +150,87 @@ static void put_llama(struct str *out, const struct checkpoint_model *m, enum ch
     if (family == CHECKPOINT_LLAMA) {
         put_bool(out, "attention_bias", m->linear_bias);
         put_bool(out, "mlp_bias", m->linear_bias);
+    } else if (family == CHECKPOINT_MIXTRAL) {
+        put_integer(out, "num_local_experts", m->num_experts);
+        put_integer(out, "num_experts_per_tok", m->moe_topk);
+        put_bool(out, "output_router_logits", false);
+        json_key(out, "sliding_window");
+        json_null(out);
     } else {
         if (family == CHECKPOINT_QWEN3) put_bool(out, "attention_bias", false);
         put_bool(out, "use_sliding_window", false);
     }
 }
 
+static void put_yarn(struct str *out, const struct checkpoint_model *m) {
+    json_key(out, "rope_scaling");
+    if (m->rope_scaling_factor == 0) {
+        json_null(out);
+        return;
+    }
+    json_begin_object(out);
+    put_string(out, "rope_type", "yarn");
+    put_string(out, "type", "yarn");
+    put_double(out, "factor", m->rope_scaling_factor);
+    put_double(out, "beta_fast", YARN_BETA_FAST);
+    put_double(out, "beta_slow", YARN_BETA_SLOW);
+    put_double(out, "mscale", m->mscale);
+    put_double(out, "mscale_all_dim", m->mscale_all_dim);
+    if (m->mscale == 0 || m->mscale_all_dim == 0) /* taken for "not given" there */
+        put_double(out, "attention_factor", hf_yarn_concentration(m));
+    put_integer(out, "original_max_position_embeddings", YARN_ORIGINAL_POSITIONS);
+    json_end_object(out);
+}
+
+static void put_deepseek_experts(struct str *out, const struct checkpoint_model *m) {
+    bool groups = m->moe_num_groups != m->moe_group_topk; /* taking all of them is having none */
+    put_integer(out, "moe_intermediate_size", m->moe_ffn_hidden_size);
+    put_integer(out, "n_routed_experts", m->num_experts);
+    put_integer(out, "n_shared_experts", m->moe_shared_ffn_size / m->moe_ffn_hidden_size);
+    put_integer(out, "num_experts_per_tok", m->moe_topk);
+    put_integer(out, "n_group", groups ? m->moe_num_groups : 1);
+    put_integer(out, "topk_group", groups ? m->moe_group_topk : 1);
+    put_string(out, "scoring_func", "sigmoid");
+    put_string(out, "topk_method", "noaux_tc");
+    put_bool(out, "norm_topk_prob", m->moe_topk > 1);
+    put_double(out, "routed_scaling_factor", m->moe_scaling);
+    put_integer(out, "moe_layer_freq", 1);
+}
+
+static void put_deepseek(struct str *out, const struct checkpoint_model *m) {
+    put_integer(out, "hidden_size", m->hidden_size);
+    put_integer(out, "intermediate_size", m->ffn_hidden_size);
+    put_integer(out, "num_hidden_layers", m->num_layers);
+    put_integer(out, "num_attention_heads", m->num_attention_heads);
+    put_integer(out, "num_key_value_heads", m->num_attention_heads);
+    json_key(out, "q_lora_rank");
+    if (m->q_lora_rank)
+        json_integer(out, m->q_lora_rank);
+    else
+        json_null(out);
+    put_integer(out, "kv_lora_rank", m->kv_lora_rank);
+    put_integer(out, "qk_nope_head_dim", m->qk_head_dim);
+    put_integer(out, "qk_rope_head_dim", m->qk_pos_emb_head_dim);
+    put_integer(out, "v_head_dim", m->v_head_dim);
+    put_integer(out, "first_k_dense_replace", m->num_experts ? m->moe_dense_layers : m->num_layers);
+    if (m->num_experts) put_deepseek_experts(out, m);
+    put_integer(out, "num_nextn_predict_layers", 0);
+    put_string(out, "hidden_act", hf_activation(m->activation));
+    put_integer(out, "max_position_embeddings", m->max_position_embeddings);
+    put_double(out, "rms_norm_eps", m->norm_epsilon);
+    put_double(out, "rope_theta", m->rotary_base);
+    put_yarn(out, m);
+    put_bool(out, "rope_interleave", true);
+    put_bool(out, "attention_bias", false);
+    put_double(out, "attention_dropout", m->attention_dropout);
+}
+
 void checkpoint_write_hf_config(struct str *out, const struct checkpoint_model *model,
                                 const struct checkpoint_state *state, enum safetensors_dtype dtype) {
     static const char *const architectures[CHECKPOINT_FAMILY_COUNT] = {
-        [CHECKPOINT_GPT2] = "GPT2LMHeadModel",
-        [CHECKPOINT_LLAMA] = "LlamaForCausalLM",
-        [CHECKPOINT_QWEN2] = "Qwen2ForCausalLM",
-        [CHECKPOINT_QWEN3] = "Qwen3ForCausalLM",
+        [CHECKPOINT_GPT2] = "GPT2LMHeadModel",       [CHECKPOINT_LLAMA] = "LlamaForCausalLM",
+        [CHECKPOINT_QWEN2] = "Qwen2ForCausalLM",     [CHECKPOINT_QWEN3] = "Qwen3ForCausalLM",
+        [CHECKPOINT_MIXTRAL] = "MixtralForCausalLM", [CHECKPOINT_DEEPSEEK_V3] = "DeepseekV3ForCausalLM",
     };
     enum checkpoint_family family = checkpoint_family(model, NULL);
     json_begin_object(out);
@@ -128,6 +242,8 @@ void checkpoint_write_hf_config(struct str *out, const struct checkpoint_model *
     put_integer(out, "vocab_size", model->vocab_size);
     if (family == CHECKPOINT_GPT2)
         put_gpt2(out, model);
+    else if (family == CHECKPOINT_DEEPSEEK_V3)
+        put_deepseek(out, model);
     else
         put_llama(out, model, family);
     put_bool(out, "tie_word_embeddings", model->tied);
@@ -138,160 +254,6 @@ void checkpoint_write_hf_config(struct str *out, const struct checkpoint_model *
                dtype == SAFETENSORS_F32 ? "float32" : (dtype == SAFETENSORS_BF16 ? "bfloat16" : "float16"));
     json_end_object(out);
     str_puts(out, "\n");
-}
-
-/* ---- reading ---- */
-
-struct source {
-    const struct json_node *root;
-    const char *where;
-    struct err *err;
-    int status; /* -1 after the first fault */
-};
-
-static const struct json_node *member(const struct source *s, const char *key) {
-    const struct json_node *node = json_get(s->root, key);
-    return node && node->kind != JSON_NULL ? node : NULL;
-}
-
-static void fail(struct source *s, const char *key, const char *what) {
-    if (!s->status) s->status = err_set(s->err, "%s: '%s' %s", s->where, key, what);
-}
-
-/* `if_missing` < 0: the member must be there. */
-static int64_t get_integer(struct source *s, const char *key, int64_t if_missing) {
-    const struct json_node *node = member(s, key);
-    if (!node && if_missing < 0)
-        fail(s, key, "is missing");
-    else if (node && (node->kind != JSON_NUMBER || !node->is_integer))
-        fail(s, key, "is no whole number");
-    else if (node)
-        return node->integer;
-    return if_missing;
-}
-
-static double get_double(struct source *s, const char *key, double if_missing) {
-    const struct json_node *node = member(s, key);
-    if (node && node->kind != JSON_NUMBER) fail(s, key, "is no number");
-    return node && node->kind == JSON_NUMBER ? node->number : if_missing;
-}
-
-static bool get_bool(struct source *s, const char *key, bool if_missing) {
-    const struct json_node *node = member(s, key);
-    if (node && node->kind != JSON_BOOL) fail(s, key, "is neither true nor false");
-    return node && node->kind == JSON_BOOL ? node->boolean : if_missing;
-}
-
-static bool is_word(const struct json_node *node, const char *word) {
-    return node && node->kind == JSON_STRING && !strcmp(node->string, word);
-}
-
-static enum checkpoint_activation get_activation(struct source *s, const char *key, const char *if_missing) {
-    const struct json_node *node = member(s, key);
-    const char *word = node && node->kind == JSON_STRING ? node->string : (node ? "" : if_missing);
-    for (size_t i = 0; i < ARRAY_COUNT(activations); i++)
-        if (!strcmp(activations[i].hf, word)) return activations[i].activation;
-    fail(s, key, "is an activation that this program does not have");
-    return CHECKPOINT_GELU;
-}
-
-static void read_gpt2(struct source *s, struct checkpoint_model *m) {
-    m->hidden_size = get_integer(s, "n_embd", -1);
-    m->num_layers = get_integer(s, "n_layer", -1);
-    m->num_attention_heads = m->num_query_groups = get_integer(s, "n_head", -1);
-    m->max_position_embeddings = get_integer(s, "n_positions", -1);
-    m->ffn_hidden_size = get_integer(s, "n_inner", 4 * m->hidden_size);
-    m->kv_channels = m->num_attention_heads > 0 ? m->hidden_size / m->num_attention_heads : 0;
-    m->activation = get_activation(s, "activation_function", "gelu_new");
-    if (m->activation != CHECKPOINT_GELU && m->activation != CHECKPOINT_GELU_TANH &&
-        m->activation != CHECKPOINT_SQUARED_RELU)
-        fail(s, "activation_function", "is not gelu, gelu_new or relu2: not supported");
-    m->norm_epsilon = get_double(s, "layer_norm_epsilon", 1e-5);
-    m->hidden_dropout = get_double(s, "resid_pdrop", 0.1);
-    m->attention_dropout = get_double(s, "attn_pdrop", 0.1);
-    m->position = CHECKPOINT_POSITION_LEARNED;
-    m->rotary_base = 10000;
-    m->linear_bias = m->qkv_bias = true;
-    m->tied = get_bool(s, "tie_word_embeddings", true);
-    if (!get_bool(s, "scale_attn_weights", true)) fail(s, "scale_attn_weights", "is false: not supported");
-    if (get_bool(s, "scale_attn_by_inverse_layer_idx", false))
-        fail(s, "scale_attn_by_inverse_layer_idx", "is true: not supported");
-    if (get_bool(s, "add_cross_attention", false)) fail(s, "add_cross_attention", "is true: not supported");
-}
-
-static void read_rope(struct source *s, struct checkpoint_model *m) {
-    const struct json_node *parameters = member(s, "rope_parameters"); /* what newer folders say */
-    const struct json_node *scaling = parameters ? parameters : member(s, "rope_scaling");
-    struct source inner = {scaling ? scaling : s->root, s->where, s->err, 0};
-    m->rotary_base =
-        get_double(s, "rope_theta", parameters ? get_double(&inner, "rope_theta", 10000) : 10000);
-    if (get_double(s, "partial_rotary_factor", 1) != 1 || get_double(&inner, "partial_rotary_factor", 1) != 1)
-        fail(s, "partial_rotary_factor",
-             "is not 1: Hugging Face's tensors of such models are named otherwise");
-    const struct json_node *type = scaling ? member(&inner, "rope_type") : NULL;
-    if (scaling && !type) type = member(&inner, "type");
-    if (!scaling || !type || is_word(type, "default")) return;
-    if (!is_word(type, "llama3")) {
-        fail(s, "rope_scaling", "is of a kind other than 'llama3' and 'default': not supported");
-        return;
-    }
-    m->rope_scaling_factor = get_double(&inner, "factor", 8);
-    if (get_double(&inner, "low_freq_factor", LOW_FREQ_FACTOR) != LOW_FREQ_FACTOR ||
-        get_double(&inner, "high_freq_factor", HIGH_FREQ_FACTOR) != HIGH_FREQ_FACTOR ||
-        get_double(&inner, "original_max_position_embeddings", ORIGINAL_POSITIONS) != ORIGINAL_POSITIONS)
-        fail(s, "rope_scaling", "must have low_freq_factor 1, high_freq_factor 4, 8192 original positions");
-    if (inner.status) s->status = -1;
-}
-
-static void read_llama(struct source *s, struct checkpoint_model *m, const char *type) {
-    m->hidden_size = get_integer(s, "hidden_size", -1);
-    m->ffn_hidden_size = get_integer(s, "intermediate_size", -1);
-    m->num_layers = get_integer(s, "num_hidden_layers", -1);
-    m->num_attention_heads = get_integer(s, "num_attention_heads", -1);
-    m->num_query_groups = get_integer(s, "num_key_value_heads", m->num_attention_heads);
-    int64_t heads = m->num_attention_heads > 0 ? m->num_attention_heads : 1;
-    m->kv_channels = get_integer(s, "head_dim", m->hidden_size > 0 ? m->hidden_size / heads : 0);
-    m->max_position_embeddings = get_integer(s, "max_position_embeddings", 2048);
-    m->norm_epsilon = get_double(s, "rms_norm_eps", 1e-6);
-    m->attention_dropout = get_double(s, "attention_dropout", 0);
-    m->activation = get_activation(s, "hidden_act", "silu");
-    m->position = CHECKPOINT_POSITION_ROPE;
-    m->gated = m->rms_norm = true;
-    m->tied = get_bool(s, "tie_word_embeddings", false);
-    m->qk_norm = !strcmp(type, "qwen3");
-    m->linear_bias = get_bool(s, "attention_bias", false);
-    m->qkv_bias = m->linear_bias || !strcmp(type, "qwen2");
-    if (m->activation != CHECKPOINT_SILU) fail(s, "hidden_act", "is not 'silu': not supported");
-    if (m->linear_bias != get_bool(s, "mlp_bias", false))
-        fail(s, "attention_bias", "differs from 'mlp_bias': this program has biases in both or in none");
-    bool window = get_bool(s, "use_sliding_window", !strcmp(type, "mistral"));
-    if (window && member(s, "sliding_window")) fail(s, "sliding_window", "is set: not supported");
-    read_rope(s, m);
-}
-
-int checkpoint_read_hf_config(const struct json_node *root, const char *where,
-                              struct checkpoint_model *model_p, struct err *err) {
-    static const char *const types[] = {"gpt2", "llama", "mistral", "qwen2", "qwen3"};
-    const struct json_node *type = json_get(root, "model_type");
-    struct source s = {root, where, err, 0};
-    struct checkpoint_model m = {.rotary_percent = 1};
-    size_t i = 0;
-    while (i < ARRAY_COUNT(types) && !is_word(type, types[i])) i++;
-    if (i == ARRAY_COUNT(types))
-        return err_set(err,
-                       "%s: model_type '%.64s' is not supported: gpt2, llama, mistral, qwen2 and qwen3 are",
-                       where, type && type->kind == JSON_STRING ? type->string : "(none)");
-    m.vocab_size = m.padded_vocab_size = get_integer(&s, "vocab_size", -1);
-    if (i == 0)
-        read_gpt2(&s, &m);
-    else
-        read_llama(&s, &m, types[i]);
-    if (s.status || checkpoint_check_model(&m, where, err)) return -1;
-    const char *why = NULL;
-    if (checkpoint_family(&m, &why) == CHECKPOINT_MEGATRON)
-        return err_set(err, "%s: a %s with this trait cannot be imported: %s", where, types[i], why);
-    *model_p = m;
-    return 0;
 }
 
 /* ---- flags ---- */
@@ -332,6 +294,40 @@ static void flag_string(struct str *out, const char *field, const char *value) {
     flag_end(out);
 }
 
+static void flags_of_latents(struct str *out, const struct checkpoint_model *m) {
+    flag_bool(out, "multi_latent_attention", true);
+    if (m->q_lora_rank) flag_integer(out, "q_lora_rank", m->q_lora_rank);
+    flag_integer(out, "kv_lora_rank", m->kv_lora_rank);
+    flag_integer(out, "qk_head_dim", m->qk_head_dim);
+    flag_integer(out, "qk_pos_emb_head_dim", m->qk_pos_emb_head_dim);
+    flag_integer(out, "v_head_dim", m->v_head_dim);
+    flag_string(out, "rope_type", m->rope_scaling_factor != 0 ? "yarn" : "rope");
+    if (m->rope_scaling_factor == 0) return;
+    flag_double(out, "rotary_scaling_factor", m->rope_scaling_factor);
+    flag_double(out, "mscale", m->mscale);
+    flag_double(out, "mscale_all_dim", m->mscale_all_dim);
+}
+
+static void flags_of_experts(struct str *out, const struct checkpoint_model *m) {
+    struct str pattern = {0};
+    str_printf(&pattern, "[0]*%lld+[1]*%lld", (long long)m->moe_dense_layers,
+               (long long)(m->num_layers - m->moe_dense_layers));
+    flag_integer(out, "num_experts", m->num_experts);
+    flag_string(out, "moe_layer_freq", m->moe_dense_layers ? pattern.data : "1");
+    flag_integer(out, "moe_ffn_hidden_size", m->moe_ffn_hidden_size);
+    if (m->moe_shared_ffn_size)
+        flag_integer(out, "moe_shared_expert_intermediate_size", m->moe_shared_ffn_size);
+    flag_integer(out, "moe_router_topk", m->moe_topk);
+    flag_string(out, "moe_router_score_function", m->moe_score == CHECKPOINT_SIGMOID ? "sigmoid" : "softmax");
+    if (m->moe_num_groups) {
+        flag_integer(out, "moe_router_num_groups", m->moe_num_groups);
+        flag_integer(out, "moe_router_group_topk", m->moe_group_topk);
+    }
+    if (m->moe_scaling != 1) flag_double(out, "moe_router_topk_scaling_factor", m->moe_scaling);
+    if (m->moe_expert_bias) flag_bool(out, "moe_router_enable_expert_bias", true);
+    str_free(&pattern);
+}
+
 void checkpoint_write_model_flags(struct str *out, const struct checkpoint_model *m) {
     bool rope = m->position == CHECKPOINT_POSITION_ROPE;
     json_begin_object(out);
@@ -342,11 +338,13 @@ void checkpoint_write_model_flags(struct str *out, const struct checkpoint_model
     flag_bool(out, "group_query_attention", m->num_query_groups != m->num_attention_heads);
     if (m->num_query_groups != m->num_attention_heads)
         flag_integer(out, "num_query_groups", m->num_query_groups);
-    flag_integer(out, "kv_channels", m->kv_channels);
+    if (!m->kv_lora_rank) flag_integer(out, "kv_channels", m->kv_channels);
     flag_integer(out, "max_position_embeddings", m->max_position_embeddings);
     flag_string(out, "position_embedding_type", rope ? "rope" : "learned_absolute");
     if (rope) flag_double(out, "rotary_base", m->rotary_base);
-    if (m->rope_scaling_factor != 0) {
+    if (m->kv_lora_rank) flags_of_latents(out, m);
+    if (m->num_experts) flags_of_experts(out, m);
+    if (m->rope_scaling_factor != 0 && !m->kv_lora_rank) {
         flag_bool(out, "use_rope_scaling", true);
         flag_double(out, "rope_scaling_factor", m->rope_scaling_factor);
     }

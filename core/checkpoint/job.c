@@ -24,20 +24,19 @@ void checkpoint_slot_name(enum checkpoint_slot slot, const struct checkpoint_ent
 struct checkpoint_entry *checkpoint_entries_of_all(const struct checkpoint_model *model,
                                                    const struct checkpoint_shape *all, int num_all,
                                                    int *count_p, struct err *err) {
-    int used = 0;
-    struct checkpoint_entry *entries = mem_new_array(
-        struct checkpoint_entry, (size_t)num_all * CHECKPOINT_MAX_PARTS + 1, "checkpoint entries");
+    struct checkpoint_entries entries = {mem_new_array(struct checkpoint_entry, 64, "checkpoint entries"), 0,
+                                         64};
     for (int i = 0; i < num_all; i++) {
-        int n = checkpoint_entries_of(model, all[i].name, all[i].num_dims, all[i].dims, entries + used, err);
+        int n = checkpoint_entries_of(model, all[i].name, all[i].num_dims, all[i].dims, &entries, err);
         if (n < 0) {
-            mem_free(entries);
+            mem_free(entries.list);
             return NULL;
         }
-        for (int k = 0; k < n; k++) entries[used + k].tensor = i;
-        used += n;
+        for (int k = entries.count - n; k < entries.count; k++)
+            entries.list[k].tensor = i, entries.list[k].is_state = all[i].is_state;
     }
-    *count_p = used;
-    return entries;
+    *count_p = entries.count;
+    return entries.list;
 }
 
 static void add_item(struct checkpoint_job *job, const struct checkpoint_entry *entry,
@@ -67,6 +66,7 @@ static void plan_files(struct checkpoint_job *job, const char *stem, enum checkp
     int first = job->num_outputs, file = new_output(job);
     for (int i = 0; i < job->num_entries; i++) {
         const struct checkpoint_entry *e = &job->entries[i];
+        if (from > CHECKPOINT_MASTER && e->is_state) continue;
         int64_t bytes = e->dims[0] * e->dims[1] * (int64_t)sizeof(float) * (int64_t)(to - from);
         const struct safetensors_layout *layout = &job->outputs[file].layout;
         if (layout->count && (int64_t)layout->data_bytes + bytes > max_bytes) file = new_output(job);

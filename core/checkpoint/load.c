@@ -146,6 +146,7 @@ static enum checkpoint_outcome list_parts(struct load *l, bool optimizer, struct
     l->num_parts = 0;
     for (int i = 0; i < l->num_entries; i++)
         for (enum checkpoint_slot slot = CHECKPOINT_MASTER; slot < end; slot++) {
+            if (slot > CHECKPOINT_MASTER && l->entries[i].is_state) continue;
             struct part *p = &l->parts[l->num_parts++];
             *p = (struct part){.entry = &l->entries[i], .slot = slot};
             checkpoint_slot_name(slot, p->entry, p->name);

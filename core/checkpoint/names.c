@@ -1,184 +1,121 @@
 #include "core/checkpoint/names.h"
+#include "core/base/mem.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- the table: one row per parameter of a dense model ---- */
+/* ---- the table: names.def ---- */
 
-enum size { NONE, VOCAB, POSITIONS, HIDDEN, ATTENTION, QKV, HEAD, FC1, FFN };
-enum cut { WHOLE, CUT_QKV, CUT_GATED };
-enum when { ALWAYS, IF_LEARNED, IF_UNTIED, IF_NORM_BIAS, IF_QKV_BIAS, IF_LINEAR_BIAS, IF_QK_NORM };
+enum place { MODEL, LAYER };
+enum size {
+    NONE,
+    ONE,
+    VOCAB,
+    POSITIONS,
+    HIDDEN,
+    ATTENTION,
+    QKV,
+    HEAD,
+    Q_LATENT,
+    Q_UP,
+    KV_DOWN,
+    KV_LATENT,
+    KV_UP,
+    FC1,
+    FFN,
+    EXPERTS,
+    EXPERTS_FC1,
+    EXPERTS_FC2,
+    EXPERT_FFN,
+    SHARED_FC1,
+    SHARED_FFN
+};
+enum cut { WHOLE, CUT_QKV, CUT_GATED, CUT_EXPERTS, CUT_EXPERTS_GATED };
+enum when {
+    ALWAYS,
+    IF_LEARNED,
+    IF_UNTIED,
+    IF_NORM_BIAS,
+    IF_LINEAR_BIAS,
+    IF_QKV, /* attention without latents */
+    IF_QKV_BIAS,
+    IF_QK_NORM,
+    IF_LATENT,
+    IF_KV_NORM,
+    IF_Q_DIRECT,
+    IF_Q_LATENT,
+    IF_Q_NORM,
+    IF_DENSE, /* layers without experts */
+    IF_DENSE_BIAS,
+    IF_EXPERTS, /* layers with them */
+    IF_EXPERT_BIAS,
+    IF_SHARED,
+    IF_SHARED_GATE
+};
+enum { MAX_CUTS = 3 };
 
-/* Names of layer rows go behind "decoder.layers.N.", "transformer.h.N." and "model.layers.N.". */
 struct row {
+    enum place place;
     const char *name;
     enum size rows, cols;
-    bool layer, linear; /* linear: GPT-2 stores it transposed */
     enum cut cut;
     enum when when;
-    const char *gpt2;
-    const char *llama[CHECKPOINT_MAX_PARTS];
+    const char *gpt2, *llama[MAX_CUTS], *mixtral[MAX_CUTS];
 };
 
+#define NAMES(...)                                                                                           \
+    { __VA_ARGS__ }
+#define ROW(place, name, rows, cols, cut, when, gpt2, llama, mixtral)                                        \
+    {place, name, rows, cols, cut, when, gpt2, NAMES llama, NAMES mixtral},
 static const struct row table[] = {
-    {"embedding.word_embeddings.weight",
-     VOCAB,
-     HIDDEN,
-     false,
-     false,
-     WHOLE,
-     ALWAYS,
-     "transformer.wte.weight",
-     {"model.embed_tokens.weight"}},
-    {"embedding.position_embeddings.weight",
-     POSITIONS,
-     HIDDEN,
-     false,
-     false,
-     WHOLE,
-     IF_LEARNED,
-     "transformer.wpe.weight",
-     {NULL}},
-    {"input_layernorm.weight",
-     HIDDEN,
-     NONE,
-     true,
-     false,
-     WHOLE,
-     ALWAYS,
-     "ln_1.weight",
-     {"input_layernorm.weight"}},
-    {"input_layernorm.bias", HIDDEN, NONE, true, false, WHOLE, IF_NORM_BIAS, "ln_1.bias", {NULL}},
-    {"self_attention.linear_qkv.weight",
-     QKV,
-     HIDDEN,
-     true,
-     true,
-     CUT_QKV,
-     ALWAYS,
-     "attn.c_attn.weight",
-     {"self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"}},
-    {"self_attention.linear_qkv.bias",
-     QKV,
-     NONE,
-     true,
-     false,
-     CUT_QKV,
-     IF_QKV_BIAS,
-     "attn.c_attn.bias",
-     {"self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"}},
-    {"self_attention.q_layernorm.weight",
-     HEAD,
-     NONE,
-     true,
-     false,
-     WHOLE,
-     IF_QK_NORM,
-     NULL,
-     {"self_attn.q_norm.weight"}},
-    {"self_attention.k_layernorm.weight",
-     HEAD,
-     NONE,
-     true,
-     false,
-     WHOLE,
-     IF_QK_NORM,
-     NULL,
-     {"self_attn.k_norm.weight"}},
-    {"self_attention.linear_proj.weight",
-     HIDDEN,
-     ATTENTION,
-     true,
-     true,
-     WHOLE,
-     ALWAYS,
-     "attn.c_proj.weight",
-     {"self_attn.o_proj.weight"}},
-    {"self_attention.linear_proj.bias",
-     HIDDEN,
-     NONE,
-     true,
-     false,
-     WHOLE,
-     IF_LINEAR_BIAS,
-     "attn.c_proj.bias",
-     {"self_attn.o_proj.bias"}},
-    {"pre_mlp_layernorm.weight",
-     HIDDEN,
-     NONE,
-     true,
-     false,
-     WHOLE,
-     ALWAYS,
-     "ln_2.weight",
-     {"post_attention_layernorm.weight"}},
-    {"pre_mlp_layernorm.bias", HIDDEN, NONE, true, false, WHOLE, IF_NORM_BIAS, "ln_2.bias", {NULL}},
-    {"mlp.linear_fc1.weight",
-     FC1,
-     HIDDEN,
-     true,
-     true,
-     CUT_GATED,
-     ALWAYS,
-     "mlp.c_fc.weight",
-     {"mlp.gate_proj.weight", "mlp.up_proj.weight"}},
-    {"mlp.linear_fc1.bias",
-     FC1,
-     NONE,
-     true,
-     false,
-     CUT_GATED,
-     IF_LINEAR_BIAS,
-     "mlp.c_fc.bias",
-     {"mlp.gate_proj.bias", "mlp.up_proj.bias"}},
-    {"mlp.linear_fc2.weight",
-     HIDDEN,
-     FFN,
-     true,
-     true,
-     WHOLE,
-     ALWAYS,
-     "mlp.c_proj.weight",
-     {"mlp.down_proj.weight"}},
-    {"mlp.linear_fc2.bias",
-     HIDDEN,
-     NONE,
-     true,
-     false,
-     WHOLE,
-     IF_LINEAR_BIAS,
-     "mlp.c_proj.bias",
-     {"mlp.down_proj.bias"}},
-    {"decoder.final_layernorm.weight",
-     HIDDEN,
-     NONE,
-     false,
-     false,
-     WHOLE,
-     ALWAYS,
-     "transformer.ln_f.weight",
-     {"model.norm.weight"}},
-    {"decoder.final_layernorm.bias",
-     HIDDEN,
-     NONE,
-     false,
-     false,
-     WHOLE,
-     IF_NORM_BIAS,
-     "transformer.ln_f.bias",
-     {NULL}},
-    {"output_layer.weight",
-     VOCAB,
-     HIDDEN,
-     false,
-     false,
-     WHOLE,
-     IF_UNTIED,
-     "lm_head.weight",
-     {"lm_head.weight"}},
+#include "core/checkpoint/names.def"
 };
 
 static const char LAYER_PREFIX[] = "decoder.layers.";
+
+static int64_t size_of_experts(const struct checkpoint_model *m, enum size size) {
+    int64_t halves = m->gated ? 2 : 1;
+    switch (size) {
+    case EXPERTS:
+        return m->num_experts;
+    case EXPERTS_FC1:
+        return m->num_experts * halves * m->moe_ffn_hidden_size;
+    case EXPERTS_FC2:
+        return m->num_experts * m->hidden_size;
+    case EXPERT_FFN:
+        return m->moe_ffn_hidden_size;
+    case SHARED_FC1:
+        return halves * m->moe_shared_ffn_size;
+    case SHARED_FFN:
+        return m->moe_shared_ffn_size;
+    default:
+        return 1; /* ONE, and NONE, which counts as one column */
+    }
+}
+
+static int64_t size_of_attention(const struct checkpoint_model *m, enum size size) {
+    int64_t plain = m->qk_head_dim, rotated = m->qk_pos_emb_head_dim, value = m->v_head_dim;
+    switch (size) {
+    case ATTENTION:
+        return m->num_attention_heads * (m->kv_lora_rank ? value : m->kv_channels);
+    case QKV:
+        return (m->num_attention_heads + 2 * m->num_query_groups) * m->kv_channels;
+    case HEAD:
+        return m->kv_channels;
+    case Q_LATENT:
+        return m->q_lora_rank;
+    case Q_UP:
+        return m->num_attention_heads * (plain + rotated);
+    case KV_DOWN:
+        return m->kv_lora_rank + rotated;
+    case KV_LATENT:
+        return m->kv_lora_rank;
+    case KV_UP:
+        return m->num_attention_heads * (plain + value);
+    default:
+        return size_of_experts(m, size);
+    }
+}
 
 static int64_t size_of(const struct checkpoint_model *m, enum size size) {
     switch (size) {
@@ -188,44 +125,73 @@ static int64_t size_of(const struct checkpoint_model *m, enum size size) {
         return m->max_position_embeddings;
     case HIDDEN:
         return m->hidden_size;
-    case ATTENTION:
-        return m->num_attention_heads * m->kv_channels;
-    case QKV:
-        return (m->num_attention_heads + 2 * m->num_query_groups) * m->kv_channels;
-    case HEAD:
-        return m->kv_channels;
     case FC1:
         return m->gated ? 2 * m->ffn_hidden_size : m->ffn_hidden_size;
     case FFN:
         return m->ffn_hidden_size;
     default:
-        return 1;
+        return size_of_attention(m, size);
     }
 }
 
-static bool has_row(const struct checkpoint_model *m, enum when when) {
+static bool has_attention_row(const struct checkpoint_model *m, enum when when) {
+    bool latents = m->kv_lora_rank > 0;
     switch (when) {
+    case IF_QKV:
+        return !latents;
+    case IF_QKV_BIAS:
+        return !latents && (m->qkv_bias || m->linear_bias);
+    case IF_QK_NORM:
+        return !latents && m->qk_norm;
+    case IF_LATENT:
+        return latents;
+    case IF_KV_NORM:
+        return latents && m->qk_norm;
+    case IF_Q_DIRECT:
+        return latents && !m->q_lora_rank;
+    case IF_Q_LATENT:
+        return latents && m->q_lora_rank;
+    case IF_Q_NORM:
+        return latents && m->q_lora_rank && m->qk_norm;
+    default:
+        return true;
+    }
+}
+
+/* `layer` is -1 for rows outside the layers. */
+static bool has_row(const struct checkpoint_model *m, const struct row *row, int64_t layer) {
+    bool experts = m->num_experts > 0 && layer >= m->moe_dense_layers;
+    switch (row->when) {
     case IF_LEARNED:
         return m->position == CHECKPOINT_POSITION_LEARNED;
     case IF_UNTIED:
         return !m->tied;
     case IF_NORM_BIAS:
         return !m->rms_norm;
-    case IF_QKV_BIAS:
-        return m->qkv_bias || m->linear_bias;
     case IF_LINEAR_BIAS:
         return m->linear_bias;
-    case IF_QK_NORM:
-        return m->qk_norm;
+    case IF_DENSE:
+        return !experts;
+    case IF_DENSE_BIAS:
+        return !experts && m->linear_bias;
+    case IF_EXPERTS:
+        return experts;
+    case IF_EXPERT_BIAS:
+        return experts && m->moe_expert_bias;
+    case IF_SHARED:
+        return experts && m->moe_shared_ffn_size > 0;
+    case IF_SHARED_GATE:
+        return experts && m->moe_shared_gate;
     default:
-        return true;
+        return has_attention_row(m, row->when);
     }
 }
 
 /* ---- families ---- */
 
 const char *checkpoint_family_name(enum checkpoint_family family) {
-    static const char *const names[] = {"megatron", "gpt2", "llama", "qwen2", "qwen3"};
+    static const char *const names[] = {"megatron", "gpt2",    "llama",      "qwen2",
+                                        "qwen3",    "mixtral", "deepseek_v3"};
     return names[family];
 }
 
@@ -252,23 +218,58 @@ static const char *why_not_llama(const struct checkpoint_model *m) {
     return NULL;
 }
 
+static const char *why_not_mixtral(const struct checkpoint_model *m) {
+    const char *why = why_not_llama(m);
+    if (why) return why;
+    if (m->qk_norm) return "--num-experts with --qk-layernorm";
+    if (m->qkv_bias || m->linear_bias) return "--num-experts with biases";
+    if (m->moe_dense_layers) return "--num-experts with dense layers (--moe-layer-freq)";
+    if (m->moe_shared_ffn_size) return "--moe-shared-expert-intermediate-size";
+    if (m->moe_expert_bias) return "--moe-router-enable-expert-bias";
+    return NULL;
+}
+
+/* A dense model counts as one whose layers all come before the first with experts. */
+static const char *why_not_deepseek(const struct checkpoint_model *m) {
+    if (!m->rms_norm || !m->gated || m->activation != CHECKPOINT_SILU)
+        return "--multi-latent-attention without RMSNorm and --swiglu";
+    if (!m->qk_norm) return "--multi-latent-attention without --qk-layernorm";
+    if (m->linear_bias) return "--multi-latent-attention with biases";
+    if (!m->num_experts) return NULL;
+    if (!m->moe_shared_ffn_size)
+        return "--multi-latent-attention and --num-experts without shared experts "
+               "(--moe-shared-expert-intermediate-size)";
+    return m->moe_shared_gate ? "--moe-shared-expert-gate" : NULL;
+}
+
+static enum checkpoint_family rotary_family(const struct checkpoint_model *m, const char **why) {
+    if (m->kv_lora_rank) {
+        *why = why_not_deepseek(m);
+        return CHECKPOINT_DEEPSEEK_V3;
+    }
+    if (m->num_experts) {
+        *why = why_not_mixtral(m);
+        return CHECKPOINT_MIXTRAL;
+    }
+    *why = why_not_llama(m);
+    return m->qk_norm                       ? CHECKPOINT_QWEN3
+           : m->qkv_bias && !m->linear_bias ? CHECKPOINT_QWEN2
+                                            : CHECKPOINT_LLAMA;
+}
+
 enum checkpoint_family checkpoint_family(const struct checkpoint_model *model, const char **why) {
     const char *reason = NULL;
     enum checkpoint_family family = CHECKPOINT_GPT2;
-    if (model->unlike_hf[0]) {
+    if (model->unlike_hf[0])
         reason = model->unlike_hf;
-    } else if (model->zero_centered_norm) {
+    else if (model->zero_centered_norm)
         reason = "--apply-layernorm-1p";
-    } else if (model->position == CHECKPOINT_POSITION_LEARNED) {
-        reason = why_not_gpt2(model);
-    } else if (model->position == CHECKPOINT_POSITION_ROPE) {
-        reason = why_not_llama(model);
-        family = model->qk_norm                           ? CHECKPOINT_QWEN3
-                 : model->qkv_bias && !model->linear_bias ? CHECKPOINT_QWEN2
-                                                          : CHECKPOINT_LLAMA;
-    } else {
+    else if (model->position == CHECKPOINT_POSITION_ROPE)
+        family = rotary_family(model, &reason);
+    else if (model->position != CHECKPOINT_POSITION_LEARNED)
         reason = "--position-embedding-type none";
-    }
+    else
+        reason = model->num_experts ? "learned positions with --num-experts" : why_not_gpt2(model);
     if (why) *why = reason;
     return reason ? CHECKPOINT_MEGATRON : family;
 }
@@ -286,96 +287,142 @@ static const struct row *find_row(const struct checkpoint_model *m, const char *
         if (*end != '.' || layer >= m->num_layers) return NULL;
         *layer_p = layer, name = end + 1;
     }
+    enum place place = *layer_p >= 0 ? LAYER : MODEL;
     for (size_t i = 0; i < ARRAY_COUNT(table); i++)
-        if (table[i].layer == (*layer_p >= 0) && !strcmp(table[i].name, name)) return &table[i];
+        if (table[i].place == place && !strcmp(table[i].name, name) && has_row(m, &table[i], *layer_p))
+            return &table[i];
     return NULL;
 }
 
-static int whole_entry(struct checkpoint_entry *e, const char *name, int num_dims, const int64_t dims[2],
-                       struct err *err) {
+static struct checkpoint_entry *new_entry(struct checkpoint_entries *entries, int num_dims, int64_t rows,
+                                          int64_t cols) {
+    if (entries->count == entries->capacity) {
+        entries->capacity = entries->capacity * 2 + 64;
+        entries->list =
+            mem_realloc(entries->list, mem_array_bytes((size_t)entries->capacity, sizeof(*entries->list)),
+                        "checkpoint entries");
+    }
+    struct checkpoint_entry *e = &entries->list[entries->count++];
+    *e = (struct checkpoint_entry){.num_dims = num_dims, .dims = {rows, cols}};
+    return e;
+}
+
+static int add_whole(struct checkpoint_entries *entries, const char *name, int num_dims,
+                     const int64_t dims[2], bool vocabulary, struct err *err) {
     int64_t rows = dims[0];
-    *e = (struct checkpoint_entry){.num_dims = num_dims, .dims = {rows, num_dims > 1 ? dims[1] : 1}};
+    if (strlen(name) >= CHECKPOINT_MAX_NAME)
+        return err_set(err, "tensor name '%s' is longer than %d bytes", name, CHECKPOINT_MAX_NAME - 1);
+    struct checkpoint_entry *e = new_entry(entries, num_dims, rows, num_dims > 1 ? dims[1] : 1);
+    snprintf(e->name, sizeof(e->name), "%s", name);
+    e->vocabulary = vocabulary;
     e->num_segments = 1;
     e->segments[0] = (struct checkpoint_segment){rows, 0, rows, rows};
-    if ((size_t)snprintf(e->name, sizeof(e->name), "%s", name) >= sizeof(e->name))
-        return err_set(err, "tensor name '%s' is longer than %d bytes", name, CHECKPOINT_MAX_NAME - 1);
     return 1;
 }
 
-/* The parts of one tensor along its rows. */
-static int cut_rows(const struct checkpoint_model *m, const struct row *row, int64_t rows,
-                    struct checkpoint_segment parts[CHECKPOINT_MAX_PARTS]) {
+/* The parts of one tensor along its rows; of one expert, where it is cut by experts. */
+static int cut_rows(const struct checkpoint_model *m, const struct row *row, int64_t rows, int64_t expert,
+                    struct checkpoint_segment parts[MAX_CUTS]) {
     int64_t d = m->kv_channels, groups = m->num_query_groups, per_group = m->num_attention_heads / groups;
     int64_t stride = (per_group + 2) * d;
+    bool experts = row->cut == CUT_EXPERTS || row->cut == CUT_EXPERTS_GATED;
+    bool gated = m->gated && (row->cut == CUT_GATED || row->cut == CUT_EXPERTS_GATED);
+    int64_t base = experts ? expert * (rows / m->num_experts) : 0;
     if (row->cut == CUT_QKV) {
         parts[0] = (struct checkpoint_segment){groups * per_group * d, 0, per_group * d, stride};
         parts[1] = (struct checkpoint_segment){groups * d, per_group * d, d, stride};
         parts[2] = (struct checkpoint_segment){groups * d, (per_group + 1) * d, d, stride};
         return 3;
     }
-    if (row->cut == CUT_GATED && m->gated) {
-        parts[0] = (struct checkpoint_segment){rows / 2, 0, rows, rows};
-        parts[1] = (struct checkpoint_segment){rows / 2, rows / 2, rows, rows};
+    if (experts) rows /= m->num_experts;
+    if (gated) {
+        parts[0] = (struct checkpoint_segment){rows / 2, base, rows, rows};
+        parts[1] = (struct checkpoint_segment){rows / 2, base + rows / 2, rows, rows};
         return 2;
     }
-    parts[0] = (struct checkpoint_segment){rows, 0, rows, rows};
+    parts[0] = (struct checkpoint_segment){rows, base, rows, rows};
     return 1;
 }
 
-static void name_entry(struct checkpoint_entry *e, const char *prefix, int64_t layer, const char *name) {
-    if (layer >= 0)
-        snprintf(e->name, sizeof(e->name), "%s.%lld.%s", prefix, (long long)layer, name);
+/* '#' in `name` becomes the expert's number. */
+static void name_entry(struct checkpoint_entry *e, const char *prefix, int64_t layer, const char *name,
+                       int64_t expert) {
+    const char *mark = strchr(name, '#');
+    int n = 0;
+    if (layer >= 0) n = snprintf(e->name, sizeof(e->name), "%s.%lld.", prefix, (long long)layer);
+    size_t left = sizeof(e->name) - (size_t)n;
+    if (mark)
+        snprintf(e->name + n, left, "%.*s%lld%s", (int)(mark - name), name, (long long)expert, mark + 1);
     else
-        snprintf(e->name, sizeof(e->name), "%s", name);
+        snprintf(e->name + n, left, "%s", name);
+}
+
+/* GPT-2: all parts side by side in one tensor. */
+static void add_joined(struct checkpoint_entries *entries, const struct checkpoint_model *m,
+                       const struct row *row, int64_t layer, int num_dims, const int64_t dims[2]) {
+    int64_t cols = num_dims > 1 ? dims[1] : 1;
+    bool transposed = row->place == LAYER && num_dims > 1;
+    struct checkpoint_entry *e =
+        new_entry(entries, num_dims, transposed ? cols : dims[0], transposed ? dims[0] : cols);
+    e->transposed = transposed;
+    e->vocabulary = row->rows == VOCAB;
+    e->num_segments = cut_rows(m, row, dims[0], 0, e->segments);
+    name_entry(e, "transformer.h", layer, row->gpt2, 0);
+}
+
+/* Llama and its kin: each part a tensor of its own. */
+static int add_parts(struct checkpoint_entries *entries, const struct checkpoint_model *m,
+                     const struct row *row, const char *const names[MAX_CUTS], int64_t layer, int num_dims,
+                     const int64_t dims[2]) {
+    bool by_expert = row->cut == CUT_EXPERTS || row->cut == CUT_EXPERTS_GATED;
+    int num_parts = 0;
+    for (int64_t expert = 0; expert < (by_expert ? m->num_experts : 1); expert++) {
+        struct checkpoint_segment parts[MAX_CUTS];
+        num_parts = cut_rows(m, row, dims[0], expert, parts);
+        for (int i = 0; i < num_parts; i++) {
+            struct checkpoint_entry *e =
+                new_entry(entries, num_dims, parts[i].rows, num_dims > 1 ? dims[1] : 1);
+            e->vocabulary = row->rows == VOCAB;
+            e->num_segments = 1;
+            e->segments[0] = parts[i];
+            name_entry(e, "model.layers", layer, names[i], expert);
+        }
+    }
+    return num_parts * (by_expert ? (int)m->num_experts : 1);
 }
 
 int checkpoint_entries_of(const struct checkpoint_model *model, const char *name, int num_dims,
-                          const int64_t dims[2], struct checkpoint_entry *entries, struct err *err) {
+                          const int64_t dims[2], struct checkpoint_entries *entries, struct err *err) {
     enum checkpoint_family family = checkpoint_family(model, NULL);
     int64_t layer, cols = num_dims > 1 ? dims[1] : 1;
     const struct row *row = find_row(model, name, &layer);
-    bool known = row && (family == CHECKPOINT_GPT2 ? row->gpt2 != NULL : row->llama[0] != NULL);
-    if (family == CHECKPOINT_MEGATRON || !known) {
-        int n = whole_entry(entries, name, num_dims, dims, err);
-        entries->vocabulary = row && row->rows == VOCAB;
-        return n;
-    }
+    const char *const *names =
+        row && family == CHECKPOINT_MIXTRAL && row->mixtral[0] ? row->mixtral : (row ? row->llama : NULL);
+    bool known = row && (family == CHECKPOINT_GPT2 ? row->gpt2 != NULL : names[0] != NULL);
+    if (family == CHECKPOINT_MEGATRON || !known)
+        return add_whole(entries, name, num_dims, dims, row && row->rows == VOCAB, err);
     if (num_dims != (row->cols == NONE ? 1 : 2) || dims[0] != size_of(model, row->rows) ||
         cols != size_of(model, row->cols))
         return err_set(err, "tensor '%s' is [%lld, %lld], but the model's sizes make it [%lld, %lld]", name,
                        (long long)dims[0], (long long)cols, (long long)size_of(model, row->rows),
                        (long long)size_of(model, row->cols));
-    struct checkpoint_segment parts[CHECKPOINT_MAX_PARTS];
-    int num_parts = cut_rows(model, row, dims[0], parts);
-    bool joined = family == CHECKPOINT_GPT2; /* all parts side by side in one tensor */
-    bool transposed = joined && row->linear;
-    for (int i = 0; i < (joined ? 1 : num_parts); i++) {
-        struct checkpoint_entry *e = &entries[i];
-        int64_t rows = joined ? dims[0] : parts[i].rows;
-        *e = (struct checkpoint_entry){.num_dims = num_dims, .transposed = transposed};
-        e->dims[0] = transposed ? cols : rows, e->dims[1] = transposed ? rows : cols;
-        e->vocabulary = row->rows == VOCAB;
-        e->num_segments = joined ? num_parts : 1;
-        memcpy(e->segments, joined ? parts : &parts[i], (size_t)e->num_segments * sizeof(parts[0]));
-        if (joined)
-            name_entry(e, "transformer.h", layer, row->gpt2);
-        else
-            name_entry(e, "model.layers", layer, row->llama[i]);
-    }
-    return joined ? 1 : num_parts;
+    if (family != CHECKPOINT_GPT2) return add_parts(entries, model, row, names, layer, num_dims, dims);
+    add_joined(entries, model, row, layer, num_dims, dims);
+    return 1;
 }
 
 void checkpoint_each_tensor(const struct checkpoint_model *model, checkpoint_tensor_fn fn, void *context) {
     char name[CHECKPOINT_MAX_NAME];
     for (size_t i = 0; i < ARRAY_COUNT(table);) {
+        bool layers = table[i].place == LAYER;
         size_t end = i + 1; /* consecutive layer rows go layer by layer */
-        while (table[i].layer && end < ARRAY_COUNT(table) && table[end].layer) end++;
-        for (int64_t layer = 0; layer < (table[i].layer ? model->num_layers : 1); layer++)
+        while (layers && end < ARRAY_COUNT(table) && table[end].place == LAYER) end++;
+        for (int64_t layer = layers ? 0 : -1; layer < (layers ? model->num_layers : 0); layer++)
             for (size_t r = i; r < end; r++) {
                 const struct row *row = &table[r];
                 int64_t dims[2] = {size_of(model, row->rows), size_of(model, row->cols)};
-                if (!has_row(model, row->when)) continue;
-                if (row->layer)
+                if (!has_row(model, row, layer)) continue;
+                if (layers)
                     snprintf(name, sizeof(name), "%s%lld.%s", LAYER_PREFIX, (long long)layer, row->name);
                 else
                     snprintf(name, sizeof(name), "%s", row->name);

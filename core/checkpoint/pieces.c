@@ -19,6 +19,7 @@ static int64_t columns(const struct checkpoint_tensor *t) {
 void checkpoint_tensor_set_whole(struct checkpoint_tensor *tensor) {
     memset(tensor->rows, 0, sizeof(tensor->rows));
     tensor->rows[0].count = tensor->dims[0];
+    tensor->num_groups = tensor->first_group = tensor->group_rows = 0;
     tensor->first_col = 0, tensor->num_cols = columns(tensor);
     tensor->begin = 0, tensor->end = tensor->dims[0] * tensor->num_cols;
     tensor->writes = true;
@@ -74,16 +75,34 @@ static void add_held(struct builder *b, int64_t position, int64_t local_row, int
     if (c_end) add_rect(b, last + offset, last, 1, 0, c_end);
 }
 
+static int64_t groups_of(const struct checkpoint_tensor *t) {
+    return t->num_groups ? t->num_groups : 1;
+}
+
+static int64_t group_rows(const struct checkpoint_tensor *t) {
+    return t->num_groups ? t->group_rows : t->dims[0];
+}
+
+/* Rows of the block in one group. */
+static int64_t held_rows(const struct checkpoint_tensor *t) {
+    int64_t rows = 0;
+    for (int i = 0; i < CHECKPOINT_MAX_ROW_RUNS; i++) rows += t->rows[i].count;
+    return rows;
+}
+
 /* The block lies inside the tensor, its row runs rise, the held range lies inside the block. */
 static void check_tensor(const struct checkpoint_tensor *t) {
-    int64_t at = 0, rows = 0;
+    int64_t at = 0, rows = groups_of(t) * held_rows(t), of_group = group_rows(t);
+    CHECK(t->first_group >= 0 && (t->first_group + groups_of(t)) * of_group <= t->dims[0],
+          "%s: %lld groups of %lld rows from %lld on, of %lld rows", t->name, (long long)groups_of(t),
+          (long long)of_group, (long long)t->first_group, (long long)t->dims[0]);
     for (int i = 0; i < CHECKPOINT_MAX_ROW_RUNS; i++) {
         const struct checkpoint_row_run *run = &t->rows[i];
         if (!run->count) continue;
-        CHECK(run->count > 0 && run->first >= at && run->first + run->count <= t->dims[0],
+        CHECK(run->count > 0 && run->first >= at && run->first + run->count <= of_group,
               "%s: rows %lld to %lld of %lld", t->name, (long long)run->first,
-              (long long)(run->first + run->count), (long long)t->dims[0]);
-        at = run->first + run->count, rows += run->count;
+              (long long)(run->first + run->count), (long long)of_group);
+        at = run->first + run->count;
     }
     CHECK(t->first_col >= 0 && t->num_cols >= 0 && t->first_col + t->num_cols <= columns(t),
           "%s: columns %lld to %lld of %lld", t->name, (long long)t->first_col,
@@ -91,6 +110,22 @@ static void check_tensor(const struct checkpoint_tensor *t) {
     CHECK(t->begin >= 0 && t->begin <= t->end && t->end <= rows * t->num_cols,
           "%s: elements %lld to %lld of %lld", t->name, (long long)t->begin, (long long)t->end,
           (long long)(rows * t->num_cols));
+}
+
+/* What the block has of the program rows [row, row + run), which are the entry's from `position` on. */
+static void add_run(struct builder *b, int64_t position, int64_t row, int64_t run) {
+    const struct checkpoint_tensor *t = b->tensor;
+    int64_t of_group = group_rows(t), per_group = held_rows(t);
+    int64_t first = larger(of_group ? row / of_group - t->first_group : 0, 0);
+    for (int64_t g = first; g < groups_of(t) && (t->first_group + g) * of_group < row + run; g++) {
+        int64_t base = (t->first_group + g) * of_group, local = g * per_group;
+        for (int k = 0; k < CHECKPOINT_MAX_ROW_RUNS; local += t->rows[k++].count) {
+            const struct checkpoint_row_run *held = &t->rows[k];
+            int64_t from = larger(row, base + held->first);
+            int64_t to = smaller(row + run, base + held->first + held->count);
+            if (from < to) add_held(b, position + from - row, local + from - base - held->first, to - from);
+        }
+    }
 }
 
 void checkpoint_rects_set(struct checkpoint_rects *rects, const struct checkpoint_entry *entry,
@@ -101,12 +136,7 @@ void checkpoint_rects_set(struct checkpoint_rects *rects, const struct checkpoin
     rects->count = 0;
     for (int64_t i = 0; i < total && tensor->begin < tensor->end; i += run) {
         run = checkpoint_map_rows(entry, i, &row);
-        int64_t local = 0; /* of the first row of this row run */
-        for (int k = 0; k < CHECKPOINT_MAX_ROW_RUNS; local += tensor->rows[k++].count) {
-            const struct checkpoint_row_run *held = &tensor->rows[k];
-            int64_t from = larger(row, held->first), to = smaller(row + run, held->first + held->count);
-            if (from < to) add_held(&b, i + from - row, local + from - held->first, to - from);
-        }
+        add_run(&b, i, row, run);
     }
 }
 
@@ -175,13 +205,18 @@ int checkpoint_block_runs(const struct checkpoint_block *block, int64_t gap, che
     struct joiner j = {.gap = gap, .fn = fn, .context = context};
     int64_t end = block->first + block->num_rows, rows;
     for (int64_t row = block->first; row < end && !j.status; row += rows) {
+        int64_t next = end; /* rectangle */
+        bool covered = false;
         rows = 1;
         for (int i = 0; i < rects->count; i++) {
             const struct checkpoint_rect *r = &rects->list[i];
+            if (row < r->row) next = smaller(next, r->row);
             if (row < r->row || row >= r->row + r->rows) continue;
+            covered = true;
             if (r->cols == block->width) rows = smaller(r->row + r->rows, end) - row;
             join_run(&j, row * block->width + r->col, (rows - 1) * block->width + r->cols);
         }
+        if (!covered) rows = next - row;
     }
     if (!j.status && j.end > 0) j.status = fn(context, j.first, j.end - j.first);
     return j.status;

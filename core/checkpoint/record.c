@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum kind { INTEGER, UNSIGNED, BOOLEAN, REAL, POSITION, ACTIVATION };
+enum kind { INTEGER, COUNT /* 0 or more */, UNSIGNED, BOOLEAN, REAL, POSITION, ACTIVATION, SCORE };
 enum match { SHAPE, MEANING, FREE }; /* what a difference between checkpoint and run spoils */
 
 struct field {
@@ -12,10 +12,13 @@ struct field {
     enum kind kind;
     enum match match;
     size_t offset;
+    bool added; /* not in the first checkpoints: zero when missing */
 };
 
 #define MODEL(name, flag, kind, match)                                                                       \
-    { #name, flag, kind, match, offsetof(struct checkpoint_model, name) }
+    { #name, flag, kind, match, offsetof(struct checkpoint_model, name), false }
+#define ADDED(name, flag, kind, match)                                                                       \
+    { #name, flag, kind, match, offsetof(struct checkpoint_model, name), true }
 static const struct field model_fields[] = {
     MODEL(num_layers, "--num-layers", INTEGER, SHAPE),
     MODEL(hidden_size, "--hidden-size", INTEGER, SHAPE),
@@ -42,10 +45,29 @@ static const struct field model_fields[] = {
     MODEL(norm_epsilon, "--norm-epsilon", REAL, MEANING),
     MODEL(hidden_dropout, "--hidden-dropout", REAL, FREE),
     MODEL(attention_dropout, "--attention-dropout", REAL, FREE),
+    ADDED(kv_lora_rank, "--multi-latent-attention and --kv-lora-rank", COUNT, SHAPE),
+    ADDED(q_lora_rank, "--q-lora-rank", COUNT, SHAPE),
+    ADDED(qk_head_dim, "--qk-head-dim", COUNT, SHAPE),
+    ADDED(qk_pos_emb_head_dim, "--qk-pos-emb-head-dim", COUNT, SHAPE),
+    ADDED(v_head_dim, "--v-head-dim", COUNT, SHAPE),
+    ADDED(mscale, "--mscale", REAL, MEANING),
+    ADDED(mscale_all_dim, "--mscale-all-dim", REAL, MEANING),
+    ADDED(num_experts, "--num-experts", COUNT, SHAPE),
+    ADDED(moe_dense_layers, "--moe-layer-freq", COUNT, SHAPE),
+    ADDED(moe_ffn_hidden_size, "--moe-ffn-hidden-size", COUNT, SHAPE),
+    ADDED(moe_shared_ffn_size, "--moe-shared-expert-intermediate-size", COUNT, SHAPE),
+    ADDED(moe_shared_gate, "--moe-shared-expert-gate", BOOLEAN, SHAPE),
+    ADDED(moe_expert_bias, "--moe-router-enable-expert-bias", BOOLEAN, SHAPE),
+    ADDED(moe_topk, "--moe-router-topk", COUNT, MEANING),
+    ADDED(moe_num_groups, "--moe-router-num-groups", COUNT, MEANING),
+    ADDED(moe_group_topk, "--moe-router-group-topk", COUNT, MEANING),
+    ADDED(moe_scaling, "--moe-router-topk-scaling-factor", REAL, MEANING),
+    ADDED(moe_score, "--moe-router-score-function", SCORE, MEANING),
+    ADDED(moe_pre_softmax, "--moe-router-pre-softmax", BOOLEAN, MEANING),
 };
 
 #define STATE(name, kind)                                                                                    \
-    { #name, "", kind, FREE, offsetof(struct checkpoint_state, name) }
+    { #name, "", kind, FREE, offsetof(struct checkpoint_state, name), false }
 static const struct field state_fields[] = {
     STATE(iteration, INTEGER),
     STATE(consumed_train_samples, INTEGER),
@@ -60,6 +82,7 @@ static const struct field state_fields[] = {
 
 static const char *const positions[] = {"learned_absolute", "rope", "none"};
 static const char *const activations[] = {"gelu", "gelu_tanh", "silu", "relu", "squared_relu", "quick_gelu"};
+static const char *const scores[] = {"softmax", "sigmoid", "sqrtsoftplus"};
 
 const char *checkpoint_activation_name(enum checkpoint_activation activation) {
     return activations[activation];
@@ -71,6 +94,7 @@ static void write_field(struct str *out, const struct field *f, const void *reco
     const char *at = (const char *)record + f->offset;
     switch (f->kind) {
     case INTEGER:
+    case COUNT:
         json_integer(out, *(const int64_t *)(const void *)at);
         break;
     case UNSIGNED:
@@ -88,6 +112,9 @@ static void write_field(struct str *out, const struct field *f, const void *reco
     case ACTIVATION:
         json_string(out, activations[*(const enum checkpoint_activation *)(const void *)at]);
         break;
+    case SCORE:
+        json_string(out, scores[*(const enum checkpoint_score *)(const void *)at]);
+        break;
     }
 }
 
@@ -100,9 +127,10 @@ static int find_word(const struct json_node *node, const char *const *words, siz
 static int read_field(const struct json_node *node, const struct field *f, void *record) {
     void *at = (char *)record + f->offset;
     int word;
-    if (!node) return -1;
+    if (!node) return f->added ? 0 : -1;
     switch (f->kind) {
     case INTEGER:
+    case COUNT:
         if (node->kind != JSON_NUMBER || !node->is_integer) return -1;
         *(int64_t *)at = node->integer;
         return 0;
@@ -125,6 +153,10 @@ static int read_field(const struct json_node *node, const struct field *f, void 
     case ACTIVATION:
         if ((word = find_word(node, activations, ARRAY_COUNT(activations))) < 0) return -1;
         *(enum checkpoint_activation *)at = (enum checkpoint_activation)word;
+        return 0;
+    case SCORE:
+        if ((word = find_word(node, scores, ARRAY_COUNT(scores))) < 0) return -1;
+        *(enum checkpoint_score *)at = (enum checkpoint_score)word;
         return 0;
     }
     return -1;
@@ -177,12 +209,26 @@ int checkpoint_read_model(const struct json_node *node, const char *where, struc
     return 0;
 }
 
+/* Sizes that others are multiplied with or divided by. */
+static int check_latents_and_experts(const struct checkpoint_model *m, const char *where, struct err *err) {
+    int64_t most = 1 << 20;
+    if (m->kv_lora_rank && (m->qk_head_dim < 1 || m->qk_pos_emb_head_dim < 1 || m->v_head_dim < 1 ||
+                            m->qk_head_dim > most || m->qk_pos_emb_head_dim > most || m->v_head_dim > most))
+        return err_set(
+            err, "%s: heads of %lld plain, %lld rotated and %lld value columns, which no model has", where,
+            (long long)m->qk_head_dim, (long long)m->qk_pos_emb_head_dim, (long long)m->v_head_dim);
+    if (m->num_experts && (m->num_experts > most || m->moe_ffn_hidden_size < 1 || m->moe_topk < 1))
+        return err_set(err, "%s: %lld experts of width %lld, %lld for each token, which no model has", where,
+                       (long long)m->num_experts, (long long)m->moe_ffn_hidden_size, (long long)m->moe_topk);
+    return 0;
+}
+
 int checkpoint_check_model(const struct checkpoint_model *model, const char *where, struct err *err) {
     for (size_t i = 0; i < ARRAY_COUNT(model_fields); i++) {
         const struct field *f = &model_fields[i];
-        if (f->kind != INTEGER) continue;
+        if (f->kind != INTEGER && f->kind != COUNT) continue;
         int64_t value = *(const int64_t *)(const void *)((const char *)model + f->offset);
-        if (value < 1 || value > (int64_t)1 << 30)
+        if (value < (f->kind == INTEGER) || value > (int64_t)1 << 30)
             return err_set(err, "%s: %s is %lld, which no model has", where, f->name, (long long)value);
     }
     if (model->num_attention_heads % model->num_query_groups)
@@ -191,6 +237,7 @@ int checkpoint_check_model(const struct checkpoint_model *model, const char *whe
     if (model->kv_channels > 1 << 20 || model->num_attention_heads > 1 << 20)
         return err_set(err, "%s: %lld heads of %lld channels, which no model has", where,
                        (long long)model->num_attention_heads, (long long)model->kv_channels);
+    if (check_latents_and_experts(model, where, err)) return -1;
     if (model->padded_vocab_size < model->vocab_size)
         return err_set(err, "%s: padded_vocab_size %lld is less than vocab_size %lld", where,
                        (long long)model->padded_vocab_size, (long long)model->vocab_size);

@@ -123,8 +123,10 @@ int *checkpoint_find_owners(const struct checkpoint_shape *all, int num_all,
 struct checkpoint_shape *checkpoint_shapes_of(const struct checkpoint_tensor *tensors, int count) {
     struct checkpoint_shape *all = mem_new_array(struct checkpoint_shape, (size_t)count + 1, "shapes");
     for (int i = 0; i < count; i++)
-        all[i] = (struct checkpoint_shape){
-            tensors[i].name, tensors[i].num_dims, {tensors[i].dims[0], tensors[i].dims[1]}};
+        all[i] = (struct checkpoint_shape){tensors[i].name,
+                                           tensors[i].num_dims,
+                                           {tensors[i].dims[0], tensors[i].dims[1]},
+                                           tensors[i].is_state};
     return all;
 }
 

@@ -129,10 +129,12 @@ struct config {
     int cp_comm;                   /* CP_COMM_* */
     int64_t rotary_dim;            /* rotated dims of a head; 0 without rotary positions */
     const char *moe_layer_pattern; /* a '0' or '1' for each layer: 1 has experts; NULL without experts */
-    double output_init_std;    /* of attention and MLP output weights: init_method_std / sqrt(2 * layers) */
-    double split_weights[3];   /* train, validation, test; sum 1 */
-    int64_t batch_stage_count; /* at least 1 */
-    const struct config_batch_stage *batch_stages;             /* by rising first_sample; the first is 0 */
+    double output_init_std; /* of attention and MLP output weights: init_method_std / sqrt(2 * layers) */
+    int64_t recompute_budget_bytes;                /* of --recompute-memory-budget; 0: it is a share */
+    double recompute_budget_share;                 /* of the device memory limit; 0: not a share */
+    double split_weights[3];                       /* train, validation, test; sum 1 */
+    int64_t batch_stage_count;                     /* at least 1 */
+    const struct config_batch_stage *batch_stages; /* by rising first_sample; the first is 0 */
     int64_t lr_decay_steps, lr_wsd_decay_steps, wd_incr_steps; /* in samples; 0 without --train-iters */
     double lr_warmup_steps;                                    /* in samples, may have a fraction */
 

@@ -140,6 +140,13 @@ static const char recompute_examples[] =
     "         --tensor-model-parallel-size 4 --distribute-saved-activations \\\n"
     "         --recompute-granularity full --recompute-method uniform --recompute-num-layers 1\n"
     "\n"
+    " 12. Let the program choose, for each stage and layer, what is fastest within a budget. Rates come "
+    "from\n"
+    "     --hardware; --measure-hardware FILE measures those of this machine. Write the choice, replay it:\n"
+    "         --recompute-granularity auto --recompute-memory-budget 70GiB --hardware h100 \\\n"
+    "         --recompute-plan-out plan.yaml\n"
+    "         --recompute-plan plan.yaml\n"
+    "\n"
     "--recompute-trace prints, op by op, what is saved and what is recomputed; docs/recompute.md has the\n"
     "details.\n";
 

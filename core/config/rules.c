@@ -309,6 +309,10 @@ static int rules_output(struct config *cfg, struct err *err) {
 
 int config_validate(struct config *cfg, const struct config_module *modules, int module_count,
                     struct err *err) {
+    if (cfg->find_max_micro_batch_size && !cfg->dry_run) {
+        cfg->dry_run = true;
+        config_derive(cfg, CONFIG_FLAG_dry_run, "--find-max-micro-batch-size");
+    }
     if (cfg->dry_run_json && !cfg->dry_run) {
         cfg->dry_run = true;
         config_derive(cfg, CONFIG_FLAG_dry_run, "--dry-run-json");
@@ -317,6 +321,7 @@ int config_validate(struct config *cfg, const struct config_module *modules, int
     if (rules_pipeline(cfg, err) || rules_model(cfg, err) || rules_parallel_model(cfg, err)) return -1;
     if (rules_moe(cfg, err) || rules_recompute(cfg, modules, module_count, err) || rules_precision(cfg, err))
         return -1;
+    if (rules_mtp(cfg, err)) return -1;
     if (rules_data(cfg, err) || rules_output(cfg, err)) return -1;
     return rules_schedule(cfg, err) || rules_micro_batches(cfg, err) ? -1 : 0;
 }

@@ -25,9 +25,11 @@ int rules_pipeline(struct config *cfg, struct err *err);
 int rules_micro_batches(struct config *cfg, struct err *err);
 /* Experts, their router, which layers have them. After the rules of the model. */
 int rules_moe(struct config *cfg, struct err *err);
-/* Granularity, method, counts, modules. */
 /* Multi-latent attention. After the rules of heads and positions. */
 int rules_mla(struct config *cfg, struct err *err);
+/* Multi-token prediction. After the rules of the model and of recompute. */
+int rules_mtp(struct config *cfg, struct err *err);
+/* Granularity, method, counts, modules. */
 int rules_recompute(struct config *cfg, const struct config_module *modules, int count, struct err *err);
 /* Data source, split, tokenizer. */
 int rules_data(struct config *cfg, struct err *err);

@@ -43,10 +43,6 @@ int rules_mla(struct config *cfg, struct err *err) {
     REQUIRE(!cfg->group_query_attention,
             "--multi-latent-attention and --group-query-attention exclude each other: every head has its own "
             "key and value; drop --group-query-attention");
-    REQUIRE(cfg->context_parallel_size == 1,
-            "--multi-latent-attention is not built for --context-parallel-size %lld: drop "
-            "--context-parallel-size, or split the model with --tensor-model-parallel-size",
-            (long long)cfg->context_parallel_size);
     REQUIRE(!cfg->add_qkv_bias, "--add-qkv-bias has no effect with --multi-latent-attention, whose "
                                 "projections have no biases: drop it");
     REQUIRE(cfg->qk_pos_emb_head_dim % 2 == 0,

@@ -143,6 +143,14 @@ static int rules_router(const struct config *cfg, struct err *err) {
         topk > 1 || !softmax || cfg->moe_router_pre_softmax,
         "--moe-router-topk 1 gives every expert the weight 1 when the softmax is taken over the chosen: add "
         "--moe-router-pre-softmax");
+    REQUIRE(!cfg->moe_router_enable_expert_bias || !softmax,
+            "--moe-router-enable-expert-bias needs --moe-router-score-function sigmoid or sqrtsoftplus: add "
+            "it or "
+            "drop the bias");
+    REQUIRE(
+        !GAVE(moe_router_bias_update_rate) || cfg->moe_router_enable_expert_bias,
+        "--moe-router-bias-update-rate has no effect without --moe-router-enable-expert-bias: add it or drop "
+        "--moe-router-bias-update-rate");
     REQUIRE(!cfg->moe_router_pre_softmax || softmax,
             "--moe-router-pre-softmax is for --moe-router-score-function softmax: drop one of them");
     REQUIRE(!config_is_set(cfg, moe_router_group_topk) || config_is_set(cfg, moe_router_num_groups),
@@ -166,19 +174,52 @@ static int rules_router(const struct config *cfg, struct err *err) {
     return 0;
 }
 
+static int rules_capacity(struct config *cfg, struct err *err) {
+    bool given = config_is_set(cfg, moe_expert_capacity_factor) && cfg->moe_expert_capacity_factor >= 0;
+    REQUIRE(
+        !given || cfg->moe_expert_capacity_factor > 0,
+        "--moe-expert-capacity-factor 0 would drop every token: give a number above 0, or -1 for no limit");
+    REQUIRE(
+        given || !cfg->moe_pad_expert_input_to_capacity,
+        "--moe-pad-expert-input-to-capacity needs --moe-expert-capacity-factor: add it or drop the padding");
+    REQUIRE(given || !GAVE(moe_token_drop_policy),
+            "--moe-token-drop-policy has no effect without --moe-expert-capacity-factor: add it or drop "
+            "--moe-token-drop-policy");
+    return 0;
+}
+
 /* ---- what goes together ---- */
 
 static int rules_dense(const struct config *cfg, struct err *err) {
-    static const int flags[] = {
-        CONFIG_FLAG_moe_layer_freq,         CONFIG_FLAG_moe_ffn_hidden_size,
-        CONFIG_FLAG_moe_shared_expert_gate, CONFIG_FLAG_moe_shared_expert_intermediate_size,
-        CONFIG_FLAG_moe_router_topk,        CONFIG_FLAG_moe_router_num_groups,
-        CONFIG_FLAG_moe_router_group_topk,  CONFIG_FLAG_moe_router_pre_softmax,
-        CONFIG_FLAG_moe_router_dtype,       CONFIG_FLAG_moe_router_topk_scaling_factor,
-        CONFIG_FLAG_moe_z_loss_coeff,       CONFIG_FLAG_moe_router_score_function,
-        CONFIG_FLAG_moe_aux_loss_coeff,     CONFIG_FLAG_moe_router_load_balancing_type,
-        CONFIG_FLAG_moe_grouped_gemm,       CONFIG_FLAG_moe_token_dispatcher_type,
-        CONFIG_FLAG_moe_permute_fusion,     CONFIG_FLAG_moe_router_fusion};
+    static const int flags[] = {CONFIG_FLAG_moe_layer_freq,
+                                CONFIG_FLAG_moe_ffn_hidden_size,
+                                CONFIG_FLAG_moe_shared_expert_gate,
+                                CONFIG_FLAG_moe_shared_expert_intermediate_size,
+                                CONFIG_FLAG_moe_router_topk,
+                                CONFIG_FLAG_moe_router_num_groups,
+                                CONFIG_FLAG_moe_router_group_topk,
+                                CONFIG_FLAG_moe_router_pre_softmax,
+                                CONFIG_FLAG_moe_router_dtype,
+                                CONFIG_FLAG_moe_router_topk_scaling_factor,
+                                CONFIG_FLAG_moe_z_loss_coeff,
+                                CONFIG_FLAG_moe_router_score_function,
+                                CONFIG_FLAG_moe_aux_loss_coeff,
+                                CONFIG_FLAG_moe_router_load_balancing_type,
+                                CONFIG_FLAG_moe_grouped_gemm,
+                                CONFIG_FLAG_moe_token_dispatcher_type,
+                                CONFIG_FLAG_moe_permute_fusion,
+                                CONFIG_FLAG_moe_router_fusion,
+                                CONFIG_FLAG_expert_model_parallel_size,
+                                CONFIG_FLAG_expert_tensor_parallel_size,
+                                CONFIG_FLAG_moe_expert_rank_capacity_factor,
+                                CONFIG_FLAG_moe_router_enable_expert_bias,
+                                CONFIG_FLAG_moe_router_bias_update_rate,
+                                CONFIG_FLAG_moe_input_jitter_eps,
+                                CONFIG_FLAG_moe_router_force_load_balancing,
+                                CONFIG_FLAG_moe_expert_capacity_factor,
+                                CONFIG_FLAG_moe_token_drop_policy,
+                                CONFIG_FLAG_moe_pad_expert_input_to_capacity,
+                                CONFIG_FLAG_moe_per_layer_logging};
     for (size_t i = 0; i < ARRAY_COUNT(flags); i++) {
         const char *flag = config_flag_name(flags[i]);
         REQUIRE(!rules_gave(cfg, flags[i]),
@@ -187,15 +228,38 @@ static int rules_dense(const struct config *cfg, struct err *err) {
     return 0;
 }
 
-int rules_moe(struct config *cfg, struct err *err) {
-    long long tp = cfg->tensor_model_parallel_size, cp = cfg->context_parallel_size;
-    if (!config_is_set(cfg, num_experts) || !cfg->num_experts) return rules_dense(cfg, err);
+/* Experts split over ranks, and everything that is split beside them. */
+static int rules_expert_ranks(struct config *cfg, struct err *err) {
+    long long tp = cfg->tensor_model_parallel_size, ep = cfg->expert_model_parallel_size;
+    long long etp = config_is_set(cfg, expert_tensor_parallel_size) ? cfg->expert_tensor_parallel_size : tp;
+    REQUIRE(tp == 1 || cfg->sequence_parallel,
+            "--num-experts with --tensor-model-parallel-size %lld needs --sequence-parallel: add it, so that "
+            "each rank routes tokens of its own",
+            tp);
+    REQUIRE(cfg->num_experts % ep == 0,
+            "--num-experts %lld is not a multiple of --expert-model-parallel-size %lld: change one of them",
+            (long long)cfg->num_experts, ep);
     REQUIRE(
-        tp == 1,
-        "--num-experts with --tensor-model-parallel-size %lld is not built yet: use 1 (data, pipeline and "
-        "FSDP ranks are fine)",
-        tp);
-    REQUIRE(cp == 1, "--num-experts with --context-parallel-size %lld is not built yet: use 1", cp);
+        cfg->moe_ffn_hidden_size % etp == 0,
+        "--moe-ffn-hidden-size %lld is not a multiple of --expert-tensor-parallel-size %lld%s: change one "
+        "of them",
+        (long long)cfg->moe_ffn_hidden_size, etp,
+        config_is_set(cfg, expert_tensor_parallel_size) ? "" : " (from --tensor-model-parallel-size)");
+    REQUIRE(!config_is_set(cfg, moe_shared_expert_intermediate_size) ||
+                cfg->moe_shared_expert_intermediate_size % tp == 0,
+            "--moe-shared-expert-intermediate-size %lld is not a multiple of --tensor-model-parallel-size "
+            "%lld: change one of them",
+            (long long)cfg->moe_shared_expert_intermediate_size, tp);
+    if (ep * etp == 1 && config_is_set(cfg, moe_expert_rank_capacity_factor))
+        config_note(cfg, "--moe-expert-rank-capacity-factor: every rank has all experts, and room for all "
+                         "its rows");
+    if (ep * etp == 1 && GAVE(moe_token_dispatcher_type))
+        config_note(cfg, "--moe-token-dispatcher-type: every rank has all experts, so rows go nowhere");
+    return 0;
+}
+
+int rules_moe(struct config *cfg, struct err *err) {
+    if (!config_is_set(cfg, num_experts) || !cfg->num_experts) return rules_dense(cfg, err);
     REQUIRE(!cfg->add_bias_linear,
             "--num-experts: experts with biases are not built: add --disable-bias-linear");
     REQUIRE(!cfg->moe_shared_expert_gate || config_is_set(cfg, moe_shared_expert_intermediate_size),
@@ -206,11 +270,18 @@ int rules_moe(struct config *cfg, struct err *err) {
         cfg->moe_router_load_balancing_type != MOE_ROUTER_LOAD_BALANCING_TYPE_NONE ||
             !GAVE(moe_aux_loss_coeff) || cfg->moe_aux_loss_coeff == 0,
         "--moe-aux-loss-coeff has no effect with --moe-router-load-balancing-type none: drop one of them");
+    REQUIRE(!cfg->moe_per_layer_logging || cfg->tensorboard_dir,
+            "--moe-per-layer-logging writes to TensorBoard: add --tensorboard-dir or drop it");
+    REQUIRE(!cfg->moe_per_layer_logging || cfg->moe_aux_loss_coeff > 0 ||
+                config_is_set(cfg, moe_z_loss_coeff),
+            "--moe-per-layer-logging has nothing to log: add --moe-aux-loss-coeff or --moe-z-loss-coeff, or "
+            "drop it");
     if (!config_is_set(cfg, moe_ffn_hidden_size)) {
         cfg->moe_ffn_hidden_size = cfg->ffn_hidden_size;
         config_derive(cfg, CONFIG_FLAG_moe_ffn_hidden_size, "--ffn-hidden-size");
     }
     if (!config_is_set(cfg, moe_router_dtype) && cfg->num_experts >= 32)
         config_note(cfg, "--moe-router-dtype: logits and probabilities are fp32 here in any case");
-    return rules_router(cfg, err) || rules_layer_freq(cfg, err) ? -1 : 0;
+    if (rules_expert_ranks(cfg, err)) return -1;
+    return rules_router(cfg, err) || rules_capacity(cfg, err) || rules_layer_freq(cfg, err) ? -1 : 0;
 }

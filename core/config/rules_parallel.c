@@ -25,12 +25,6 @@ static int rules_world(struct config *cfg, struct err *err) {
 static int rules_sizes(struct config *cfg, struct err *err) {
     long long tensor = cfg->tensor_model_parallel_size, pipeline = cfg->pipeline_model_parallel_size;
     long long context = cfg->context_parallel_size, model = tensor * pipeline * context;
-    REQUIRE(cfg->expert_model_parallel_size == 1,
-            "--expert-model-parallel-size %lld: experts split over ranks are not built yet; drop it",
-            (long long)cfg->expert_model_parallel_size);
-    REQUIRE(!config_is_set(cfg, expert_tensor_parallel_size) || cfg->expert_tensor_parallel_size == 1,
-            "--expert-tensor-parallel-size %lld: experts split over ranks are not built yet; drop it",
-            (long long)cfg->expert_tensor_parallel_size);
     REQUIRE(cfg->world_size % model == 0,
             "%lld rank%s not a multiple of --tensor-model-parallel-size %lld * "
             "--pipeline-model-parallel-size %lld * --context-parallel-size %lld = %lld: start a multiple of "
@@ -53,13 +47,21 @@ static int rules_fsdp(struct config *cfg, struct err *err) {
     return 0;
 }
 
+/* Whether other ranks have the same experts: tensor-parallel ones may, where experts are not split. */
+static bool shares_experts(const struct config *cfg) {
+    int64_t split = config_is_set(cfg, expert_tensor_parallel_size) ? cfg->expert_tensor_parallel_size
+                                                                    : cfg->tensor_model_parallel_size;
+    split *= cfg->expert_model_parallel_size * cfg->pipeline_model_parallel_size;
+    return config_is_set(cfg, num_experts) && cfg->num_experts > 0 && cfg->world_size > split;
+}
+
 /* Flags that do nothing where no other rank holds the same weights. */
 static void note_lonely(struct config *cfg) {
     static const int flags[] = {CONFIG_FLAG_use_distributed_optimizer, CONFIG_FLAG_overlap_grad_reduce,
                                 CONFIG_FLAG_overlap_param_gather, CONFIG_FLAG_use_megatron_fsdp};
     if (cfg->use_tp_pp_dp_mapping && cfg->world_size == 1)
         config_note(cfg, "--use-tp-pp-dp-mapping: one rank has one order");
-    if (cfg->data_parallel_size * cfg->context_parallel_size > 1) return;
+    if (cfg->data_parallel_size * cfg->context_parallel_size > 1 || shares_experts(cfg)) return;
     for (size_t i = 0; i < ARRAY_COUNT(flags); i++) {
         if (!*(const bool *)flag_field(cfg, flags[i])) continue;
         config_note(cfg, "%s: one rank holds each weight, so there is nothing to split or to reduce",

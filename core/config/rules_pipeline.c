@@ -109,10 +109,11 @@ static int64_t layout_stages(const char *at) {
 static int rules_layout(struct config *cfg, struct err *err) {
     long long stages = layout_stages(cfg->pipeline_model_parallel_layout);
     long long pp = cfg->pipeline_model_parallel_size;
-    REQUIRE(stages > 0,
-            "--pipeline-model-parallel-layout '%.200s' cannot be read: use E, t, L, |, (...)*n and x*n as in "
-            "\"Et*3|(tt|)*29,t|L\"",
-            cfg->pipeline_model_parallel_layout);
+    REQUIRE(
+        stages > 0,
+        "--pipeline-model-parallel-layout '%.200s' cannot be read: use E, t, m, L, |, (...)*n and x*n as in "
+        "\"Et*3|(tt|)*29,t|L\"",
+        cfg->pipeline_model_parallel_layout);
     REQUIRE(stages % pp == 0,
             "--pipeline-model-parallel-layout has %lld stages, not a multiple of "
             "--pipeline-model-parallel-size %lld: change one of them",

@@ -53,10 +53,11 @@ static int rules_layer_ids(struct config *cfg, struct err *err) {
                 "--recompute-layer-ids and %s both say which layers are recomputed: drop one of them",
                 config_flag_name(others[i]));
     }
+    int64_t layers = cfg->num_layers + (config_is_set(cfg, mtp_num_layers) ? cfg->mtp_num_layers : 0);
     for (int64_t i = 0; i < ids->count; i++) {
-        REQUIRE(ids->items[i] < cfg->num_layers,
+        REQUIRE(ids->items[i] < layers,
                 "--recompute-layer-ids %lld: there is no such layer, the layers are 0 to %lld; drop it",
-                (long long)ids->items[i], (long long)cfg->num_layers - 1);
+                (long long)ids->items[i], (long long)layers - 1);
         sorted[i] = ids->items[i];
     }
     qsort(sorted, (size_t)ids->count, sizeof(*sorted), compare_ids);
@@ -150,6 +151,58 @@ static int rules_distribute(const struct config *cfg, struct err *err) {
     return 0;
 }
 
+/* --recompute-memory-budget: a size, or a share of at most 1. */
+static int read_budget(struct config *cfg, struct err *err) {
+    const char *text = cfg->recompute_memory_budget;
+    uint64_t bytes;
+    char *end;
+    if (!text) {
+        REQUIRE(config_is_set(cfg, device_memory_limit),
+                "--recompute-granularity auto needs to know how much one rank may take: add "
+                "--recompute-memory-budget, as 70GiB, or --device-memory-limit");
+        cfg->recompute_budget_share = 1;
+        return 0;
+    }
+    double share = strtod(text, &end);
+    if (end != text && !*end && share > 0 && share <= 1) {
+        REQUIRE(
+            config_is_set(cfg, device_memory_limit) || cfg->hardware,
+            "--recompute-memory-budget %s is a share of --device-memory-limit: add that flag, or give a size "
+            "as 70GiB",
+            text);
+        cfg->recompute_budget_share = share;
+        return 0;
+    }
+    REQUIRE(!str_parse_bytes(text, &bytes) && strchr(text, 'B') && bytes > 0 && bytes <= INT64_MAX,
+            "--recompute-memory-budget %s: must be a size with its unit, as 70GiB, or a share from 0 to 1, "
+            "as 0.9",
+            text);
+    cfg->recompute_budget_bytes = (int64_t)bytes;
+    return 0;
+}
+
+static int rules_auto(struct config *cfg, struct err *err) {
+    if (rules_not_full(cfg, "is for --recompute-granularity full: auto chooses itself; drop", err)) return -1;
+    REQUIRE(!config_is_set(cfg, recompute_modules),
+            "--recompute-modules is for --recompute-granularity selective: auto chooses itself; drop it");
+    if (!cfg->recompute_plan) return read_budget(cfg, err);
+    REQUIRE(!cfg->recompute_memory_budget && !cfg->recompute_plan_out,
+            "--recompute-plan replays a plan and searches none: drop %s",
+            cfg->recompute_memory_budget ? "--recompute-memory-budget" : "--recompute-plan-out");
+    return 0;
+}
+
+/* The flags of auto, where granularity is something else. */
+static int rules_not_auto(const struct config *cfg, struct err *err) {
+    static const int flags[] = {CONFIG_FLAG_recompute_memory_budget, CONFIG_FLAG_recompute_plan_out,
+                                CONFIG_FLAG_recompute_plan};
+    for (size_t i = 0; i < ARRAY_COUNT(flags); i++)
+        REQUIRE(!config_flag_is_set(cfg, flags[i]),
+                "%s needs --recompute-granularity auto: add it or drop %s", config_flag_name(flags[i]),
+                config_flag_name(flags[i]));
+    return 0;
+}
+
 int rules_recompute(struct config *cfg, const struct config_module *modules, int count, struct err *err) {
     if (config_is_set(cfg, recompute_modules)) {
         for (int64_t i = 0; i < cfg->recompute_modules.count; i++) {
@@ -157,15 +210,30 @@ int rules_recompute(struct config *cfg, const struct config_module *modules, int
         }
     }
     if (cfg->recompute_activations) {
-        REQUIRE(cfg->recompute_granularity != RECOMPUTE_GRANULARITY_FULL,
+        REQUIRE(cfg->recompute_granularity != RECOMPUTE_GRANULARITY_FULL &&
+                    cfg->recompute_granularity != RECOMPUTE_GRANULARITY_AUTO && !cfg->recompute_plan,
                 "--recompute-activations means --recompute-granularity selective and contradicts "
-                "--recompute-granularity full: drop one of them");
+                "--recompute-granularity %s: drop one of them",
+                cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL ? "full" : "auto");
         if (cfg->recompute_granularity == CONFIG_UNSET_CHOICE) {
             cfg->recompute_granularity = RECOMPUTE_GRANULARITY_SELECTIVE;
             config_derive(cfg, CONFIG_FLAG_recompute_granularity, "--recompute-activations");
         }
     }
+    REQUIRE(cfg->recompute_sweep || !(GAVE(recompute_sweep_steps) || config_is_set(cfg, recompute_sweep_out)),
+            "--recompute-sweep-steps and --recompute-sweep-out have no effect without --recompute-sweep: add "
+            "it or "
+            "drop them");
+    REQUIRE(!cfg->recompute_sweep ||
+                (cfg->recompute_granularity == CONFIG_UNSET_CHOICE && !cfg->recompute_plan),
+            "--recompute-sweep tries all recompute settings: drop the recompute flags beside it");
+    if (cfg->recompute_plan && cfg->recompute_granularity == CONFIG_UNSET_CHOICE) {
+        cfg->recompute_granularity = RECOMPUTE_GRANULARITY_AUTO;
+        config_derive(cfg, CONFIG_FLAG_recompute_granularity, "--recompute-plan");
+    }
     if (rules_distribute(cfg, err)) return -1;
+    if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_AUTO) return rules_auto(cfg, err);
+    if (rules_not_auto(cfg, err)) return -1;
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL) return rules_full(cfg, err);
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_SELECTIVE) return rules_selective(cfg, err);
     if (rules_not_full(cfg, "has no effect without --recompute-granularity full: add it or drop", err))

@@ -1,7 +1,7 @@
 /* The architecture on one screen. Legend in ops.h. */
 #include "core/model/ops.h"
 
-static int input_of(struct program *p, const struct model *m) {
+int build_input(struct program *p, const struct model *m) {
     return p->input = program_tensor(p, "hidden", m->dtype, 3,
                                      (int64_t[]){model_rows(m), m->micro_batch, m->hidden});
 }
@@ -21,7 +21,7 @@ int build_gather(struct program *p, const struct model *m, int x) {
     return y;
 }
 
-static int build_layer(struct program *p, const struct model *m, int x, int64_t layer) {
+int build_layer(struct program *p, const struct model *m, int x, int64_t layer) {
     int n1 = build_norm(p, m, x, "input_layernorm", "decoder.layers.%d.input_layernorm");
     int attention =
         model_has_latents(m) ? build_mla(p, m, n1) : build_attention(p, m, build_gather(p, m, n1));
@@ -40,11 +40,12 @@ bool model_layers_are_alike(const struct model *m, int first, int other, int cou
 int64_t model_num_moe_layers(const struct model *m) {
     int64_t count = 0;
     for (int64_t i = 0; i < m->layers; i++) count += model_layer_is_moe(m, i);
+    if (m->mtp_layers && model_layer_is_moe(m, m->layers - 1)) count += m->mtp_layers;
     return count;
 }
 
 void build_layers(struct program *p, const struct model *m, int first, int count) {
-    int x = input_of(p, m);
+    int x = build_input(p, m);
     int outer = program_begin(p, MODULE_layer);
     for (int i = 0; i < count; i++) {
         x = build_layer(p, m, x, first + i);
@@ -54,14 +55,19 @@ void build_layers(struct program *p, const struct model *m, int first, int count
     p->output = x;
 }
 
-void build_embedding(struct program *p, const struct model *m) {
+int build_words(struct program *p, const struct model *m) {
     int x = op_add_embedding(p, m);
-    if (m->hidden_dropout > 0) x = op_add_dropout(p, m, x, "embedding_dropout");
-    p->output = x;
+    return m->hidden_dropout > 0 ? op_add_dropout(p, m, x, "embedding_dropout") : x;
 }
 
-void build_head(struct program *p, const struct model *m) {
-    int x = op_add_norm(p, m, input_of(p, m), "final_layernorm", "decoder.final_layernorm", false);
+void build_embedding(struct program *p, const struct model *m) {
+    p->output = build_words(p, m);
+}
+
+/* What is passed on comes first, so that backward adds its gradient last: to one that is complete, after the
+ * sum over tensor-parallel ranks. */
+void build_output(struct program *p, const struct model *m, int x, bool passes_on) {
+    if (passes_on) p->output = op_add_pass(p, m, x);
     if (m->fused_loss) { /* writes the gradient over its input, so that is kept */
         op_add_linear_cross_entropy(p, m, op_add_gather(p, m, x));
         return;
@@ -73,13 +79,18 @@ void build_head(struct program *p, const struct model *m) {
                                             .split = m->tp > 1 ? LINEAR_COLUMN : LINEAR_WHOLE,
                                             .shard = shard_rows(m, m->vocab, m->hidden),
                                             .out_features = model_vocab(m),
-                                            .init_std = m->init_std});
+                                            .init_std = m->tied ? m->embedding_init_std : m->init_std});
     op_add_cross_entropy(p, m, logits);
+}
+
+void build_head(struct program *p, const struct model *m) {
+    int x = op_add_norm(p, m, build_input(p, m), "final_layernorm", "decoder.final_layernorm", false);
+    build_output(p, m, x, m->mtp_layers > 0);
 }
 
 bool model_has_module(const struct model *m, int module, const char **why_p) {
     bool any_moe = m->moe.experts > 0 && (!m->layers || model_num_moe_layers(m) > 0);
-    bool any_dense = !any_moe || !m->layers || model_num_moe_layers(m) < m->layers;
+    bool any_dense = !any_moe || !m->layers || model_num_moe_layers(m) < m->layers + m->mtp_layers;
     *why_p = "it is a part of multi-latent attention; add --multi-latent-attention or drop it";
     if (module == MODULE_mla_up_proj) return model_has_latents(m);
     *why_p = "this model has no experts: add --num-experts or drop it";

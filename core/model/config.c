@@ -4,6 +4,9 @@
 
 /* Kernels and flags list the activations in the same order. */
 _Static_assert((int)ACTIVATION_SWIGLU == (int)MLP_ACTIVATION_SWIGLU, "activation lists differ");
+_Static_assert((int)ROUTER_SIGMOID == (int)MOE_ROUTER_SCORE_FUNCTION_SIGMOID &&
+                   (int)ROUTER_SQRTSOFTPLUS == (int)MOE_ROUTER_SCORE_FUNCTION_SQRTSOFTPLUS,
+               "score lists differ");
 _Static_assert((int)ACTIVATION_GEGLU_QUICK == (int)MLP_ACTIVATION_QUICK_GEGLU, "activation lists differ");
 
 static enum dtype dtype_of(int params_dtype) {
@@ -21,12 +24,23 @@ static void experts_from_config(const struct config *cfg, struct model *m) {
     m->moe.topk = cfg->moe_router_topk;
     m->moe.ffn = cfg->moe_ffn_hidden_size;
     m->moe.pattern = cfg->moe_layer_pattern;
-    m->moe.score =
-        cfg->moe_router_score_function == MOE_ROUTER_SCORE_FUNCTION_SIGMOID ? ROUTER_SIGMOID : ROUTER_SOFTMAX;
+    m->moe.gathers = cfg->moe_token_dispatcher_type == MOE_TOKEN_DISPATCHER_TYPE_ALLGATHER;
+    if (config_is_set(cfg, moe_expert_rank_capacity_factor))
+        m->moe.rank_capacity = (float)cfg->moe_expert_rank_capacity_factor;
+    m->moe.score = (enum router_score)cfg->moe_router_score_function;
     m->moe.pre_softmax = cfg->moe_router_pre_softmax;
     m->moe.shared_gate = cfg->moe_shared_expert_gate;
     m->moe.balance_by_sequence =
         cfg->moe_router_load_balancing_type == MOE_ROUTER_LOAD_BALANCING_TYPE_SEQ_AUX_LOSS;
+    m->moe.balance_globally =
+        cfg->moe_router_load_balancing_type == MOE_ROUTER_LOAD_BALANCING_TYPE_GLOBAL_AUX_LOSS;
+    m->moe.expert_bias = cfg->moe_router_enable_expert_bias;
+    m->moe.random_logits = cfg->moe_router_force_load_balancing;
+    if (config_is_set(cfg, moe_input_jitter_eps)) m->moe.jitter = (float)cfg->moe_input_jitter_eps;
+    if (config_is_set(cfg, moe_expert_capacity_factor) && cfg->moe_expert_capacity_factor > 0)
+        m->moe.capacity_factor = cfg->moe_expert_capacity_factor;
+    m->moe.drops_by_position = cfg->moe_token_drop_policy == MOE_TOKEN_DROP_POLICY_POSITION;
+    m->moe.pads_to_capacity = cfg->moe_pad_expert_input_to_capacity;
     if (cfg->moe_router_load_balancing_type != MOE_ROUTER_LOAD_BALANCING_TYPE_NONE)
         m->moe.balance_coeff = (float)cfg->moe_aux_loss_coeff;
     if (config_is_set(cfg, moe_z_loss_coeff)) m->moe.z_coeff = (float)cfg->moe_z_loss_coeff;
@@ -89,6 +103,7 @@ void model_from_config(const struct config *cfg, int64_t padded_vocab, struct mo
         .attention_dropout = (float)cfg->attention_dropout,
         .fused_loss = fused_loss,
         .loss_chunk = LOSS_CHUNK_TOKENS,
+        .mtp_layers = config_is_set(cfg, mtp_num_layers) ? cfg->mtp_num_layers : 0,
     };
     if (cfg->moe_layer_pattern) experts_from_config(cfg, out);
 }

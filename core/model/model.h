@@ -10,6 +10,7 @@
 #include "recompute/recompute.h"
 #include <stdbool.h>
 
+enum { MODEL_MAX_MTP_LAYERS = 8 };
 enum model_cp_comm { MODEL_CP_P2P, MODEL_CP_ALL_GATHER, MODEL_CP_A2A };
 
 struct model {
@@ -50,7 +51,16 @@ struct model {
         enum router_score score;
         bool pre_softmax, shared_gate;
         bool balance_by_sequence; /* the balancing loss counts sequence by sequence */
+        bool balance_globally;    /* or over all micro-batches of the step so far, on all ranks */
         float scaling, balance_coeff, z_coeff;
+        bool gathers;        /* dispatcher: all tokens to all ranks of the experts, not rows to their ranks */
+        float rank_capacity; /* rows that an expert-parallel rank takes at a time, as a multiple of balanced
+                                load; 0: 1.25 */
+        bool expert_bias;    /* choices are by score + bias, moved by the loads of each step */
+        double capacity_factor; /* of an even load; 0: no expert has a limit */
+        bool drops_by_position, pads_to_capacity;
+        float jitter;       /* of the router's input, up and down; 0: none */
+        bool random_logits; /* choices are drawn at random: a benchmark's even load */
     } moe;
     /* this rank's place; sizes 0 and 1 both mean no parallelism of that kind */
     int tp, tp_rank, cp, cp_rank;
@@ -59,6 +69,7 @@ struct model {
     bool sequence_parallel; /* hidden states between the linear layers are split over the tensor-parallel
                                ranks */
     enum model_cp_comm cp_comm;
+    int64_t mtp_layers; /* multi-token prediction: depths beyond the next token, each with a layer (mtp.c) */
 };
 
 static inline int64_t model_tp(const struct model *m) {
@@ -110,6 +121,7 @@ static inline int64_t model_expert_ffn(const struct model *m) {
 static inline int64_t model_expert_ranks(const struct model *m) {
     return model_ep(m) * model_etp(m);
 }
+/* Those of multi-token prediction included: they are of the kind of the last layer. */
 int64_t model_num_moe_layers(const struct model *m);
 /* Tokens per sequence on this context-parallel rank: rows of what the linear layers and attention see. */
 static inline int64_t model_seq(const struct model *m) {
@@ -152,9 +164,21 @@ void build_embedding(struct program *p, const struct model *m);
  * number. Two segments with model_layers_are_alike have the same program. */
 void build_layers(struct program *p, const struct model *m, int first, int count);
 bool model_layers_are_alike(const struct model *m, int first, int other, int count);
+/* With multi-token prediction the segments of the depths follow the head: it passes its normed hidden states
+ * on to the first, and each depth to the next. */
 void build_head(struct program *p, const struct model *m);
+/* Depth `layer` + 1; its batch_view is that many tokens on. */
+void build_mtp(struct program *p, const struct model *m, int layer);
+bool model_mtp_passes_on(const struct model *m, int layer);
 
-/* ---- parts of a layer (each a file: attention.c, mla.c, mlp.c, moe.c) ---- */
+/* ---- parts of a segment, and of a layer (each a file: attention.c, mla.c, mlp.c, moe.c) ---- */
+/* The segment's input: hidden states. */
+int build_input(struct program *p, const struct model *m);
+int build_layer(struct program *p, const struct model *m, int x, int64_t layer);
+/* Tokens to hidden states. */
+int build_words(struct program *p, const struct model *m);
+/* Output layer and loss of normed hidden states, which are the segment's output when they are passed on. */
+void build_output(struct program *p, const struct model *m, int x, bool passes_on);
 int build_attention(struct program *p, const struct model *m, int x);
 /* Core attention, recomputable, on head-major q, k and v. */
 int build_core_attention(struct program *p, const struct model *m, const int qkv[3]);

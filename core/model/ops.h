@@ -41,6 +41,10 @@ struct param_shard shard_rows(const struct model *m, int64_t rows, int64_t cols)
 struct param_shard shard_gated_rows(const struct model *m, int64_t half, int64_t cols);
 struct param_shard shard_qkv_rows(const struct model *m, int64_t cols);
 struct param_shard shard_cols(const struct model *m, int64_t rows, int64_t cols);
+/* Of the experts' weights, one after the other: this expert-parallel rank's experts, of each the
+ * expert-tensor-parallel rank's rows (of `parts` equal parts, 2 for [gate; up], an even split) or columns. */
+struct param_shard shard_expert_rows(const struct model *m, int parts, int64_t part, int64_t cols);
+struct param_shard shard_expert_cols(const struct model *m, int64_t rows, int64_t cols);
 /* qkv [s, b, g (a/g + 2) d] -> qkv_out = {q, k, v}, head-major, with QK norm and rotary embedding. */
 void op_add_qkv_split(struct program *p, const struct model *m, int qkv, int qkv_out[3]);
 /* Multi-latent attention: kv_down [s, b, rank + dr] -> latents = {latent [s, b, rank], k_pe [s, b, dr]}; and
@@ -60,6 +64,10 @@ int op_add_activation(struct program *p, const struct model *m, int x, int64_t w
 int op_add_dropout(struct program *p, const struct model *m, int x, const char *name);
 /* y = residual + dropout(x) */
 int op_add_residual(struct program *p, const struct model *m, int residual, int x, const char *name);
+/* y = x, and its gradient is added to that of x. */
+int op_add_pass(struct program *p, const struct model *m, int x);
+/* [.., .., 2 h] = [a | b] of hidden tensors. */
+int op_add_concat(struct program *p, const struct model *m, int a, int b);
 /* Cross entropy of whole logits [t, V]. */
 void op_add_cross_entropy(struct program *p, const struct model *m, int logits);
 /* Output projection and cross entropy in chunks of tokens: logits are never whole, and the gradients of the
@@ -68,8 +76,13 @@ void op_add_linear_cross_entropy(struct program *p, const struct model *m, int h
 
 /* ---- mixture of experts; t tokens, k experts of each, rows in the order of experts ---- */
 struct routing {
-    int probs;    /* [t, k] fp32, has a gradient */
-    int dispatch; /* int32: offsets of the experts, row of each slot, slot of each row */
+    int probs;                 /* [t, k] fp32, has a gradient */
+    int dispatch;              /* int32: offsets of the experts, row of each slot, slot of each row */
+    int experts;               /* [t, k] int32: the choices */
+    struct router_shape shape; /* of the dispatch */
+    int64_t rows;              /* in the order of experts that are worked on; 0: one per slot */
+    int64_t expected_rows; /* what FLOPs are counted for where fewer rows than there is room for are usual;
+                              0: all */
 };
 /* Logits [t, E] in fp32; parameter mlp.router.weight. */
 int op_add_router(struct program *p, const struct model *m, int x);
@@ -78,11 +91,42 @@ struct routing op_add_route(struct program *p, const struct model *m, int logits
 /* x [s, b, h] -> rows [t k, h], and the sum of each token's rows. */
 int op_add_permute(struct program *p, const struct model *m, int x, struct routing r);
 int op_add_unpermute(struct program *p, const struct model *m, int y, struct routing r);
-/* Rows [t k, in] -> [t k, out] with each expert's own weight; one parameter [E out, in]. */
+/* Rows [t k, in] -> [t k, out] with each expert's own weight; one parameter [E out, in] of which this rank
+ * holds what spec->shard says: its experts, of each spec->out_features rows and as many columns as x has. */
 int op_add_grouped_linear(struct program *p, const struct model *m, int x, struct routing r,
                           const struct linear_spec *spec);
 /* activation(x) times the row's probability. */
 int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r);
+/* Expert parallelism (core/model/ops/expert.h). Probabilities [t k] in the order of rows; rows and
+ * probabilities of all ranks that are for experts of this one, as many as it takes at a time; and from their
+ * results back to [t k, h], with those that found no room passing behind in the same way. fc1 and fc2 are the
+ * results of the two grouped products, x is what `rows` was permuted from. */
+struct expert_rows {
+    int rows;   /* [bound, h] */
+    int counts; /* int32 [ranks, E] */
+    struct routing local;
+};
+int op_add_row_probs(struct program *p, const struct model *m, struct routing r);
+struct expert_rows op_add_expert_exchange(struct program *p, const struct model *m, int rows, int probs,
+                                          struct routing source);
+struct expert_return {
+    int fc1, fc2, rows, probs, x;
+    struct routing source;
+};
+int op_add_expert_return(struct program *p, const struct model *m, const struct expert_rows *e,
+                         const struct expert_return *from);
+/* The other way: each rank sees the tokens of all, works on rows that are for its experts, and the sums of
+ * each token's rows are added over the ranks. gathered [N t, h]; from rows to [s, b, h]. */
+struct expert_gathered {
+    int x;       /* [N t, h] */
+    int rows;    /* [bound, h] */
+    int offsets; /* int32: of all rows for this rank, in windows or not */
+    struct routing local;
+};
+struct expert_gathered op_add_expert_gather(struct program *p, const struct model *m, int x,
+                                            struct routing source);
+int op_add_expert_combine(struct program *p, const struct model *m, const struct expert_gathered *e,
+                          const int results[2]);
 /* x * sigmoid(g), g [s, b, 1] */
 int op_add_gate(struct program *p, const struct model *m, int x, int g);
 int op_add_sum(struct program *p, const struct model *m, int a, int b, const char *name);

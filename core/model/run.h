@@ -33,6 +33,15 @@ struct router_losses {
     double balance, z;
 };
 
+/* What a router carries from micro-batch to micro-batch and (bias) from step to step. It is no parameter. */
+struct router_state {
+    float *bias;     /* [experts]; NULL without expert bias */
+    int64_t *tokens; /* [experts]: that went to each since the step began, on this rank; or NULL */
+    int32_t *seen;   /* [experts]: choices of all ranks since the step began; or NULL */
+    int32_t batches; /* micro-batches in `seen` */
+    struct router_losses losses; /* of this rank, since the step began */
+};
+
 struct run {
     const struct program *program;
     const struct code *code;
@@ -52,6 +61,7 @@ struct run {
     char *high_water; /* end of the highest tensor that an op was handed: the measured peak */
     double *loss_sum; /* += masked sum of token losses; written in the first forward only */
     struct router_losses *router_losses; /* written in the first forward of training only */
+    struct router_state *const *routers; /* by the program's router index; NULL on meta */
     struct run_comms comms;
     struct comm_request **requests; /* two per op of the program: of its forward and of its backward */
     char *hold;                     /* split schedules: where the weight list finds what HOLD copied */

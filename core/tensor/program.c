@@ -15,9 +15,11 @@ void program_init(struct program *p) {
 void program_free(struct program *p) {
     for (int i = 0; i < p->num_ops; i++) mem_free(p->ops[i].attributes);
     for (int i = 0; i < p->num_params; i++) mem_free((void *)(uintptr_t)p->params[i].name);
+    for (int i = 0; i < p->num_routers; i++) mem_free((void *)(uintptr_t)p->routers[i].name);
     mem_free(p->tensors);
     mem_free(p->ops);
     mem_free(p->params);
+    mem_free(p->routers);
     mem_free(p->scopes);
     program_init(p);
 }
@@ -50,6 +52,7 @@ int program_op(struct program *p, const struct op_def *def, const char *name, co
                      .passes_grad = def->passes_grad,
                      .weight_reads_in = def->weight_reads_in,
                      .grad_of_in0_lives_in = -1,
+                     .router = -1,
                      .scope = p->open_scope,
                      .layer = p->layer};
     for (int i = 0; i < num_in; i++) o->in[i] = in[i];
@@ -80,6 +83,20 @@ int program_param(struct program *p, int op, struct param_info info) {
     p->params[p->num_params] = info;
     o->param[o->num_params++] = p->num_params;
     return p->num_params++;
+}
+
+void program_share_param(struct program *p, int op, int param) {
+    struct op *o = &p->ops[op];
+    CHECK(o->num_params < OP_MAX_PARAMS, "op %s has too many parameters", o->name);
+    o->param[o->num_params++] = param;
+}
+
+void program_router(struct program *p, int op, struct param_info info) {
+    p->routers = grow(p->routers, p->num_routers, &p->capacity_routers, sizeof(*p->routers));
+    info.name = mem_strdup(info.name, "router name");
+    info.layer = p->layer;
+    p->ops[op].router = p->num_routers;
+    p->routers[p->num_routers++] = info;
 }
 
 void program_draws_random(struct program *p, int op) {

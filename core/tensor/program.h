@@ -18,7 +18,7 @@
 
 enum {
     PROGRAM_MAX_DIMS = 4,
-    OP_MAX_IN = 4,
+    OP_MAX_IN = 6,
     OP_MAX_OUT = 4,
     OP_MAX_PARAMS = 6,
     PARAM_MAX_RUNS = 3,
@@ -36,6 +36,7 @@ struct tensor_info {
     int producer;          /* op index, -1 for the segment's input */
     bool has_grad;         /* false for statistics and losses */
     bool is_pinned;        /* always kept and never made again: what a router decided */
+    bool is_partly_unused; /* holds rows that nobody fills or reads: no one looks there for NaN */
     enum tensor_home home; /* set by recompute_plan */
     size_t frame_offset;   /* valid when home is HOME_KEEP */
 };
@@ -108,8 +109,10 @@ struct op {
     int num_in, num_out, num_params;
     int in[OP_MAX_IN], out[OP_MAX_OUT], param[OP_MAX_PARAMS];
     unsigned backward_reads_in, backward_reads_out, grad_in, passes_grad, weight_reads_in;
+    unsigned forward_skips_in;     /* inputs that only receive a gradient */
     unsigned backward_scratch_out; /* outputs that forward leaves alone and backward uses as scratch */
     int grad_of_in0_lives_in;      /* tensor whose storage holds the gradient of in[0], or -1 */
+    int router;                    /* index of the state that program_router gave it, or -1 */
     int scope;                     /* innermost module instance, -1 for none */
     int layer;                     /* layer of the segment, from 0 */
     uint16_t rng_op;  /* names this op's random numbers within its layer (program_draws_random) */
@@ -126,9 +129,10 @@ struct program {
     struct tensor_info *tensors;
     struct op *ops;
     struct param_info *params;
+    struct param_info *routers; /* states of routers, which are no parameters */
     struct scope *scopes;
-    int num_tensors, num_ops, num_params, num_scopes;
-    int capacity_tensors, capacity_ops, capacity_params, capacity_scopes;
+    int num_tensors, num_ops, num_params, num_routers, num_scopes;
+    int capacity_tensors, capacity_ops, capacity_params, capacity_routers, capacity_scopes;
     int input, output;    /* tensor indices; -1 when the segment has none */
     int open_scope;       /* while building */
     int layer;            /* while building */
@@ -148,6 +152,12 @@ int program_output(struct program *p, int op, const char *name, enum dtype dtype
 /* Appends a parameter to an op. `name` is copied. Same name in two ops of the model means the same parameter.
  */
 int program_param(struct program *p, int op, struct param_info info);
+/* Lets an op read parameter `param` of an op before it. */
+void program_share_param(struct program *p, int op, int param);
+
+/* Gives a router its state from step to step: name and shape of its expert bias, as for a parameter. No
+ * gradient, no optimizer and no norm knows of it. */
+void program_router(struct program *p, int op, struct param_info info);
 
 /* Gives the op a name for its random numbers: how many such ops came before it in this layer. Ops that draw
  * none do not count, so layouts that add communication draw the same numbers. */

@@ -8,7 +8,7 @@ void *executor_at(const struct executor *e, size_t offset) {
     return e->arena->base + offset;
 }
 
-static const void *stored_or_null(const struct executor *e, size_t offset) {
+static void *stored_or_null(const struct executor *e, size_t offset) {
     return offset == SIZE_MAX ? NULL : executor_at(e, offset);
 }
 
@@ -37,6 +37,37 @@ static void open_views(struct executor *e) {
         e->segment_views[i] =
             mem_new_array(const struct param_view *, (size_t)n, "parameter views of a segment");
         for (int k = 0; k < n; k++) e->segment_views[i][k] = &e->views[s->params[k]];
+    }
+}
+
+static void open_routers(struct executor *e) {
+    const struct plan *plan = e->plan;
+    e->routers = mem_new_array(struct router_state, (size_t)plan->num_routers, "routers");
+    for (int i = 0; i < plan->num_routers; i++) {
+        const struct plan_router *r = &plan->routers[i];
+        e->routers[i] = (struct router_state){
+            .bias = stored_or_null(e, r->bias),
+            .tokens = stored_or_null(e, r->tokens),
+            .seen = stored_or_null(e, r->seen),
+        };
+    }
+    e->segment_routers =
+        mem_new_array(struct router_state **, (size_t)plan->num_segments, "routers of segments");
+    for (int i = 0; i < plan->num_segments; i++) {
+        int n = plan->compiled[plan->segments[i].compiled].program.num_routers;
+        e->segment_routers[i] = mem_new_array(struct router_state *, (size_t)n, "routers of a segment");
+        for (int k = 0; k < n; k++) e->segment_routers[i][k] = &e->routers[plan->segments[i].routers[k]];
+    }
+}
+
+static void begin_routers(struct executor *e) {
+    for (int i = 0; i < e->plan->num_routers; i++) {
+        struct router_state *r = &e->routers[i];
+        size_t n = (size_t)e->plan->routers[i].experts;
+        if (r->tokens) memset(r->tokens, 0, n * sizeof(*r->tokens));
+        if (r->seen) memset(r->seen, 0, n * sizeof(*r->seen));
+        r->batches = 0;
+        r->losses = (struct router_losses){0};
     }
 }
 
@@ -74,6 +105,7 @@ void executor_open(struct executor *e, const struct plan *plan, struct arena *ar
     e->slots = mem_new_array(struct slot_state, (size_t)plan->num_slots, "slots");
     open_requests(e);
     open_views(e);
+    open_routers(e);
     e->sync = sync_open(e);
     if (plan->request.model.rotary_dim)
         model_fill_rotary(&plan->request.model, executor_at(e, plan->rotary_cos),
@@ -85,6 +117,9 @@ void executor_close(struct executor *e) {
     for (int i = 0; e->segment_views && i < e->plan->num_segments; i++)
         mem_free((void *)(uintptr_t)e->segment_views[i]);
     mem_free((void *)(uintptr_t)e->segment_views);
+    for (int i = 0; e->segment_routers && i < e->plan->num_segments; i++) mem_free(e->segment_routers[i]);
+    mem_free(e->segment_routers);
+    mem_free(e->routers);
     mem_free(e->views);
     mem_free(e->grad_written);
     mem_free(e->slots);
@@ -104,38 +139,57 @@ void executor_begin_step(struct executor *e, int64_t iteration) {
     memset(e->phase_seconds, 0, sizeof(e->phase_seconds));
     e->iteration = (uint32_t)iteration;
     e->loss_sum = 0;
+    memset(e->mtp_loss_sum, 0, sizeof(e->mtp_loss_sum));
     e->router_losses = (struct router_losses){0};
+    begin_routers(e);
     e->bad.found = false;
 }
 
 /* ---- the micro-batch ---- */
 
-/* Copies this rank's tokens of the micro-batch into its slot: tokens and positions as they are, labels and
- * mask in the row order of hidden tensors ([s, b]). */
-static void fill_batch(const struct model *m, const struct micro_batch *micro, int32_t *tokens,
-                       int32_t *positions, int32_t *labels, float *mask) {
+/* Where the micro-batch of a depth lies in its slot: 0 of the head, then those of multi-token prediction,
+ * which have no positions of their own. */
+static struct batch_view batch_of(const struct executor *e, int slot, int depth) {
+    size_t part = e->plan->batch_part_bytes;
+    char *base = executor_at(e, e->plan->batch + (size_t)slot * e->plan->batch_slot_bytes);
+    char *own = base + part * (size_t)(depth ? 1 + 3 * depth : 0), *rest = own + part * (depth ? 1 : 2);
+    return (struct batch_view){.tokens = (int32_t *)(void *)own,
+                               .positions = (int32_t *)(void *)(base + part),
+                               .labels = (int32_t *)(void *)rest,
+                               .loss_mask = (float *)(void *)(rest + part)};
+}
+
+/* Copies this rank's tokens of the micro-batch, `depth` places on, into its slot: tokens as they are, labels
+ * and mask in the row order of hidden tensors ([s, b]). Behind the end of a sequence nothing counts. */
+static void fill_batch(const struct model *m, const struct micro_batch *micro, int depth,
+                       const struct batch_view *out) {
     struct model_piece pieces[MODEL_MAX_PIECES];
     int count = model_pieces(m, true, pieces);
     int64_t rows = model_seq(m);
+    int32_t *tokens = (int32_t *)(uintptr_t)out->tokens, *positions = (int32_t *)(uintptr_t)out->positions;
+    int32_t *labels = (int32_t *)(uintptr_t)out->labels;
+    float *mask = (float *)(uintptr_t)out->loss_mask;
     for (int k = 0; k < count; k++)
         for (int64_t j = 0; j < m->micro_batch; j++)
             for (int64_t i = 0; i < pieces[k].count; i++) {
-                int64_t from = j * m->seq + pieces[k].global_first + i, row = pieces[k].first + i;
-                tokens[j * rows + row] = micro->tokens[from];
-                positions[j * rows + row] = micro->positions[from];
-                labels[row * m->micro_batch + j] = micro->labels[from];
-                mask[row * m->micro_batch + j] = micro->loss_mask[from];
+                int64_t place = pieces[k].global_first + i + depth, row = pieces[k].first + i;
+                int64_t from = j * m->seq + place;
+                bool inside = place < m->seq;
+                tokens[j * rows + row] = inside ? micro->tokens[from] : 0;
+                if (!depth) positions[j * rows + row] = micro->positions[from];
+                labels[row * m->micro_batch + j] = inside ? micro->labels[from] : 0;
+                mask[row * m->micro_batch + j] = inside ? micro->loss_mask[from] : 0;
             }
 }
 
-static struct batch_view stage_batch(struct executor *e, int slot, const struct micro_batch *micro) {
-    size_t part = e->plan->batch_slot_bytes / 4;
-    char *base = executor_at(e, e->plan->batch + (size_t)slot * e->plan->batch_slot_bytes);
-    int32_t *tokens = (int32_t *)(void *)base, *positions = (int32_t *)(void *)(base + part);
-    int32_t *labels = (int32_t *)(void *)(base + 2 * part);
-    float *mask = (float *)(void *)(base + 3 * part);
-    if (micro && micro->tokens) fill_batch(&e->plan->request.model, micro, tokens, positions, labels, mask);
-    return (struct batch_view){tokens, positions, labels, mask};
+static void stage_batch(struct executor *e, int slot, const struct micro_batch *micro) {
+    const struct plan *plan = e->plan;
+    for (int i = -1; i < plan->num_segments; i++) {
+        if (i >= 0 && plan->segments[i].kind != SEGMENT_MTP) continue;
+        int depth = i < 0 ? 0 : plan->segments[i].first_layer + 1;
+        struct batch_view view = batch_of(e, slot, depth);
+        fill_batch(&plan->request.model, micro, depth, &view);
+    }
 }
 
 /* ---- looking for the first value that is not finite ---- */
@@ -176,7 +230,7 @@ static bool is_partly_undefined(const char *name) {
     return false;
 }
 
-static void check_instr(struct executor *e, struct run *r) {
+static void check_instr(struct executor *e, struct run *r, const struct plan_segment *s) {
     const struct op *o = &r->program->ops[r->at->op];
     bool backward = instr_is_backward(r->at->kind);
     int count = backward ? o->num_in : o->num_out;
@@ -186,8 +240,9 @@ static void check_instr(struct executor *e, struct run *r) {
         if (backward && !(o->grad_in >> k & 1)) continue;
         const struct tensor_info *t = run_info(r, tensor);
         if (!backward && (is_partly_undefined(t->name) || !dtype_is_float(t->dtype))) continue;
+        if (t->is_partly_unused) continue;
         if (!is_bad(e, backward ? run_grad(r, tensor) : run_tensor(r, tensor), t)) continue;
-        bool in_layer = r->program->input >= 0 && r->program->output >= 0;
+        bool in_layer = s->kind == SEGMENT_LAYERS || s->kind == SEGMENT_MTP;
         e->bad = (struct bad_tensor){true,
                                      in_layer ? r->first_layer + o->layer : -1,
                                      o->name,
@@ -217,7 +272,8 @@ static void record(struct executor *e, const struct run *r, uint64_t begin, uint
                             {"micro_batch", r->rng.micro_batch}}});
 }
 
-static void run_list(struct executor *e, struct run *r, const struct code *code) {
+static void run_list(struct executor *e, struct run *r, const struct plan_segment *s,
+                     const struct code *code) {
     r->code = code;
     uint64_t begin = clock_now_ns();
     for (int i = 0; i < code->num_instrs; i++) {
@@ -225,7 +281,7 @@ static void run_list(struct executor *e, struct run *r, const struct code *code)
         uint64_t end = clock_now_ns();
         record(e, r, begin, end);
         begin = end;
-        if (e->check_finite && !e->bad.found) check_instr(e, r);
+        if (e->check_finite && !e->bad.found) check_instr(e, r, s);
     }
 }
 
@@ -272,13 +328,19 @@ static void move_share(struct executor *e, const struct action *a, int segment, 
     if (!save) comm_all_gather(e->comms.tensor, whole, share, comm_dtype_of(m->dtype));
 }
 
-static struct run make_run(struct executor *e, const struct action *a, int segment, size_t work,
-                           struct batch_view batch) {
+/* Number of the segment's first layer: of the model's layers, then of multi-token prediction's. */
+static int first_layer_of(const struct plan *plan, const struct plan_segment *s) {
+    if (s->kind == SEGMENT_EMBEDDING) return UINT16_MAX;
+    return s->first_layer + (s->kind == SEGMENT_MTP ? (int)plan->request.model.layers : 0);
+}
+
+static struct run make_run(struct executor *e, const struct action *a, int segment, size_t work) {
     const struct plan *plan = e->plan;
     const struct plan_segment *s = &plan->segments[segment];
     const struct compiled *c = &plan->compiled[s->compiled];
     const struct slot_state *state = &e->slots[frames_slot(plan, a)];
     size_t slot = slot_offset(e, a);
+    bool mtp = s->kind == SEGMENT_MTP;
     return (struct run){
         .program = &c->program,
         .stream = &e->stream,
@@ -290,16 +352,17 @@ static struct run make_run(struct executor *e, const struct action *a, int segme
                              ? executor_at(e, plan->boundary_grad[a->buffer > 0 ? a->buffer : 0])
                              : NULL,
         .params = e->segment_views[segment],
-        .batch = batch,
+        .batch = batch_of(e, frames_slot(plan, a), mtp ? s->first_layer + 1 : 0),
         .rotary_cos = executor_at(e, plan->rotary_cos),
         .rotary_sin = executor_at(e, plan->rotary_sin),
         .rng = {.seed = e->seed, .iteration = e->iteration, .micro_batch = (uint32_t)state->index},
-        .first_layer = s->kind == SEGMENT_EMBEDDING ? UINT16_MAX : s->first_layer,
+        .first_layer = first_layer_of(plan, s),
         .training = state->training,
-        .loss_grad_scale = state->loss_grad_scale,
-        .loss_sum = &e->loss_sum,
+        .loss_grad_scale = mtp ? state->mtp_grad_scale[s->first_layer] : state->loss_grad_scale,
+        .loss_sum = mtp ? &e->mtp_loss_sum[s->first_layer] : &e->loss_sum,
         .aux_grad_scale = state->aux_grad_scale,
         .router_losses = &e->router_losses,
+        .routers = e->segment_routers[segment],
         .comms = {e->comms.tensor, e->comms.context, e->comms.expert, e->comms.tensor_context,
                   e->comms.tensor_data_context},
         .requests = e->requests,
@@ -307,7 +370,7 @@ static struct run make_run(struct executor *e, const struct action *a, int segme
         .weight_code = &c->weight};
 }
 
-static void run_segment(struct executor *e, const struct action *a, int segment, struct batch_view batch) {
+static void run_segment(struct executor *e, const struct action *a, int segment) {
     const struct plan *plan = e->plan;
     const struct plan_segment *s = &plan->segments[segment];
     const struct compiled *c = &plan->compiled[s->compiled];
@@ -319,8 +382,8 @@ static void run_segment(struct executor *e, const struct action *a, int segment,
         arena_poison(e->arena, work, code->work_bytes);
         move_share(e, a, segment, forward);
     }
-    struct run run = make_run(e, a, segment, work, batch);
-    run_list(e, &run, code);
+    struct run run = make_run(e, a, segment, work);
+    run_list(e, &run, s, code);
     if (a->kind == ACTION_BACKWARD) run_finish(&run);
     note_memory(e, &run);
     sync_after_segment(e, a, segment);
@@ -337,10 +400,14 @@ static void compute(struct executor *e, const struct action *a, const struct mic
     const struct plan_chunk *chunk = &plan->chunks[a->chunk];
     int slot = frames_slot(plan, a), n = chunk->num_segments;
     bool forward = a->kind == ACTION_FORWARD;
-    if (forward)
-        e->slots[slot] =
-            (struct slot_state){micro->loss_grad_scale, micro->aux_grad_scale, micro->index, micro->training};
-    struct batch_view batch = stage_batch(e, slot, forward ? micro : NULL);
+    if (forward) {
+        e->slots[slot] = (struct slot_state){.loss_grad_scale = micro->loss_grad_scale,
+                                             .aux_grad_scale = micro->aux_grad_scale,
+                                             .index = micro->index,
+                                             .training = micro->training};
+        memcpy(e->slots[slot].mtp_grad_scale, micro->mtp_grad_scale, sizeof(micro->mtp_grad_scale));
+    }
+    if (forward && micro->tokens) stage_batch(e, slot, micro);
     if (forward && a->receive_buffer >= 0) {
         comm_wait(e->receives[a->receive_buffer]);
         e->receives[a->receive_buffer] = NULL;
@@ -351,7 +418,10 @@ static void compute(struct executor *e, const struct action *a, const struct mic
         comm_wait(e->grad_receives[a->buffer]);
         e->grad_receives[a->buffer] = NULL;
     }
-    for (int i = 0; i < n; i++) run_segment(e, a, chunk->first_segment + (forward ? i : n - 1 - i), batch);
+    for (int i = 0; i < n; i++) {
+        int segment = chunk->first_segment + (forward ? i : n - 1 - i);
+        if (plan_runs_segment(plan, segment, e->slots[slot].training)) run_segment(e, a, segment);
+    }
 }
 
 static void communicate(struct executor *e, const struct action *a) {

@@ -21,7 +21,7 @@ enum executor_phase { PHASE_FORWARD, PHASE_RECOMPUTE, PHASE_BACKWARD, PHASE_COUN
 
 struct bad_tensor { /* the first tensor with a value that is not finite */
     bool found;
-    int layer; /* global; -1 in the embedding or the head */
+    int layer; /* global, multi-token prediction's after the model's; -1 in the embedding or the head */
     const char *op, *tensor;
     enum executor_phase phase;
     bool is_gradient;
@@ -35,7 +35,8 @@ struct micro_batch {
     float loss_grad_scale;
     int index; /* in the global batch, for random numbers */
     bool training;
-    float aux_grad_scale; /* of the routers' losses */
+    float aux_grad_scale;                       /* of the routers' losses */
+    float mtp_grad_scale[MODEL_MAX_MTP_LAYERS]; /* as loss_grad_scale, of each depth */
 };
 
 /* The groups of this rank (parallel/mesh.h). NULL members: one rank, or (expert*) a model without experts. */
@@ -53,6 +54,7 @@ struct slot_state { /* what forward leaves for backward of the same micro-batch 
     float loss_grad_scale, aux_grad_scale;
     int index;
     bool training;
+    float mtp_grad_scale[MODEL_MAX_MTP_LAYERS];
 };
 
 struct executor {
@@ -69,8 +71,11 @@ struct executor {
     bool *grad_written;                                                     /* per plan parameter */
     const struct param_view ***segment_views; /* per segment: per program parameter */
     uint32_t seed, iteration;
-    struct router_losses router_losses; /* since executor_begin_step */
-    double loss_sum;                    /* masked token losses since executor_begin_step */
+    struct router_losses router_losses;        /* since executor_begin_step */
+    struct router_state *routers;              /* per plan router */
+    struct router_state ***segment_routers;    /* per segment: per program router */
+    double loss_sum;                           /* masked token losses since executor_begin_step */
+    double mtp_loss_sum[MODEL_MAX_MTP_LAYERS]; /* the same of each depth of multi-token prediction */
     double phase_seconds[PHASE_COUNT];
     size_t high_water; /* end of the highest arena byte in use so far: the measured peak */
     size_t *run_ends;  /* NULL, or for each list that is run the end of the highest byte it was handed */

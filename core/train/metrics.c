@@ -147,6 +147,13 @@ static void write_json(struct metrics *m, const struct metrics_record *r) {
     if (r->rank_peaks) append(m, "]");
     if (r->rank_peaks)
         append_json(m, "exposed_communication_ms", r->exposed_communication_seconds * 1e3, true);
+    for (int k = 0; k < r->num_extra; k++) { /* "mtp_1 loss" is mtp_1_loss */
+        char key[TAG_BYTES];
+        snprintf(key, sizeof(key), "%s", r->extra[k].name);
+        for (char *c = key; *c; c++)
+            if (*c == ' ') *c = '_';
+        append_json(m, key, r->extra[k].value, true);
+    }
     if (r->has_params_hash) append(m, ",\"params_hash\":\"%016llx\"", (unsigned long long)r->params_hash);
     append(m, "}\n");
     write_metrics_line(m);

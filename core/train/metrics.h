@@ -22,7 +22,8 @@
  * JSON lines: the keys iteration consumed_samples lm_loss grad_norm learning_rate elapsed_ms
  * tokens_per_second model_tflops hardware_tflops mfu recompute_ms peak_allocated_bytes peak_reserved_bytes
  * peak_activation_bytes, with several ranks peak_allocated_bytes_by_rank (a list) and
- * exposed_communication_ms (of the rank that waited longest), and params_hash (16 hexadecimal digits) when
+ * exposed_communication_ms (of the rank that waited longest), the further losses by their names with
+ * underscores (z_loss, mtp_1_loss), and params_hash (16 hexadecimal digits) when
  * given; values of that iteration alone, floats with 9 significant digits, null for what is unknown or not
  * finite. TFLOP/s are per rank; tokens are of the whole job. Each line is one write, so that readers see
  * whole lines. A resumed run keeps the lines up to the iteration it starts from and drops later ones; a fresh
@@ -37,7 +38,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { METRICS_MAX_EXTRA = 12 };
+enum { METRICS_MAX_EXTRA = 16 };
 
 struct metrics_value {
     const char *name; /* must outlive the metrics object: a literal */

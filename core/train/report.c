@@ -112,15 +112,44 @@ static void print_stragglers(const struct trainer *t, FILE *out) {
 
 /* ---- the iteration line ---- */
 
+static const char *balance_name(const struct model *m) {
+    if (m->moe.balance_globally) return "global_load_balancing_loss";
+    return m->moe.balance_by_sequence ? "seq_load_balancing_loss" : "load_balancing_loss";
+}
+
 /* Before their coefficients, as Megatron-LM logs them. */
 static void add_router_losses(const struct trainer *t, struct metrics_record *record) {
     const struct model *m = &t->setup.plan.request.model;
     const struct router_losses *l = &t->executor.router_losses;
     if (!m->moe.experts) return;
     if (m->moe.balance_coeff != 0)
-        record->extra[record->num_extra++] = (struct metrics_value){
-            m->moe.balance_by_sequence ? "seq_load_balancing_loss" : "load_balancing_loss", l->balance};
+        record->extra[record->num_extra++] = (struct metrics_value){balance_name(m), l->balance};
     if (m->moe.z_coeff != 0) record->extra[record->num_extra++] = (struct metrics_value){"z_loss", l->z};
+}
+
+/* Before their factor, as Megatron-LM logs them. */
+static void add_mtp_losses(const struct trainer *t, struct metrics_record *record) {
+    static const char *const names[MODEL_MAX_MTP_LAYERS] = {"mtp_1 loss", "mtp_2 loss", "mtp_3 loss",
+                                                            "mtp_4 loss", "mtp_5 loss", "mtp_6 loss",
+                                                            "mtp_7 loss", "mtp_8 loss"};
+    for (int64_t k = 0; k < t->setup.plan.request.model.mtp_layers; k++)
+        record->extra[record->num_extra++] = (struct metrics_value){names[k], t->mtp_loss[k]};
+}
+
+/* --moe-per-layer-logging, with Megatron-LM's tags; layers without experts have none. */
+static void write_layer_losses(const struct trainer *t) {
+    const struct model *m = &t->setup.plan.request.model;
+    if (!t->layer_losses || !t->tensorboard || t->state.iteration % t->cfg->tensorboard_log_interval) return;
+    for (int layer = 0; layer < (int)m->layers; layer++) {
+        char tag[64];
+        if (!model_layer_is_moe(m, layer)) continue;
+        snprintf(tag, sizeof(tag), "moe/%s_layer_%d", balance_name(m), layer);
+        if (m->moe.balance_coeff != 0)
+            tensorboard_scalar(t->tensorboard, tag, t->state.iteration, t->layer_losses[layer].balance);
+        snprintf(tag, sizeof(tag), "moe/z_loss_layer_%d", layer);
+        if (m->moe.z_coeff != 0)
+            tensorboard_scalar(t->tensorboard, tag, t->state.iteration, t->layer_losses[layer].z);
+    }
 }
 
 bool report_iteration(struct trainer *t, const struct step_result *r, int64_t batch_size, double seconds) {
@@ -156,6 +185,8 @@ bool report_iteration(struct trainer *t, const struct step_result *r, int64_t ba
         .has_params_hash = t->cfg->log_params_hash,
         .params_hash = params_hash};
     add_router_losses(t, &record);
+    add_mtp_losses(t, &record);
+    write_layer_losses(t);
     bool printed = metrics_iteration(t->metrics, &record);
     bool first_reports =
         t->state.iteration <= t->start_iteration + 1 ||
@@ -206,7 +237,11 @@ void report_layers(const struct trainer *t, FILE *out) {
             fprintf(out, "  stage %d chunk %d:%s", stage, chunk, part->embedding ? " embedding" : "");
             for (int i = part->first_layer; i < part->first_layer + part->num_layers; i++, found++)
                 fprintf(out, " %d%s", i, is_recomputed(t, stage, chunk, i) ? "r" : "");
-            fprintf(out, "%s\n", part->head ? " head" : "");
+            fprintf(out, "%s", part->head ? " head" : "");
+            for (int i = 0; part->head && i < t->setup.plan.request.model.mtp_layers; i++)
+                fprintf(out, " mtp_%d%s", i + 1,
+                        recompute_of_mtp(&t->setup.plan.request.recompute, stage, layers + i) ? "r" : "");
+            fputc('\n', out);
         }
     CHECK(found == layers, "%d layers are on the stages, the model has %d", found, layers);
 }

@@ -122,14 +122,18 @@ void self_check_judge(struct self_check *s, const struct step_result *layout,
 static void print_copy(const struct self_check *s, FILE *out) {
     const struct config *c = &s->configs.layout;
     const struct setup *setup = &s->layout.setup;
+    char experts[96] = "";
+    if (setup->plan.request.model.moe.experts)
+        snprintf(experts, sizeof(experts), "%lld of %lld experts of width %lld, ",
+                 (long long)c->moe_router_topk, (long long)c->num_experts, (long long)c->moe_ffn_hidden_size);
     fprintf(
         out,
         "self-check: this layout with %lld layers of width %lld, %lld heads in %lld groups, MLP width %lld, "
-        "%lld tokens, "
+        "%s%lld tokens, "
         "vocabulary %lld (%lld with padding), %lld micro-batches of %lld on each of %lld data-parallel "
         "ranks, fp32, seed %lld; against one rank with plain kernels and nothing recomputed\n",
         (long long)c->num_layers, (long long)c->hidden_size, (long long)c->num_attention_heads,
-        (long long)c->num_query_groups, (long long)c->ffn_hidden_size, (long long)c->seq_length,
+        (long long)c->num_query_groups, (long long)c->ffn_hidden_size, experts, (long long)c->seq_length,
         (long long)setup->vocab_size, (long long)setup->padded_vocab_size,
         (long long)(c->global_batch_size / c->micro_batch_size / c->data_parallel_size),
         (long long)c->micro_batch_size, (long long)c->data_parallel_size, (long long)c->seed);

@@ -24,6 +24,7 @@ struct self_check_configs {
     struct config layout, reference;
     struct config_batch_stage batch;
     int64_t *recompute_numbers; /* of --recompute-num-layers-per-stage or --recompute-layer-ids */
+    char *layer_pattern;        /* which layers have experts */
 };
 /* Pure, and cannot fail: `cfg` has passed config_validate. */
 void self_check_shrink(const struct config *cfg, struct self_check_configs *out);

@@ -2,12 +2,15 @@
  * become the smallest that still have every cut of the layout in them. */
 #include "core/base/mem.h"
 #include "core/train/self_check.h"
+#include <string.h>
 
 enum {
     HIDDEN = 64,
     FFN = 96,
     HEAD_DIM = 16,
     LATENT = 24,
+    EXPERT_FFN = 40,
+    SHARED_FFN = 24,
     TOKENS = 36,   /* of a sequence, at least */
     WORDS = 61,    /* odd: the vocabulary needs padding */
     PAD_WORD = 7,  /* one label in 61 does not count */
@@ -22,6 +25,16 @@ static int64_t round_up(int64_t n, int64_t to) {
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
+}
+
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+static int64_t common_multiple(int64_t a, int64_t b) {
+    int64_t n = larger(a, b);
+    while (n % a || n % b) n += larger(a, b);
+    return n;
 }
 
 /* Layers of one chunk. Alone it has three: buffers that come in pairs are then used again while what they
@@ -61,6 +74,13 @@ static void shrink_recompute(const struct config *cfg, struct self_check_configs
     struct config *c = &out->layout;
     const struct config_ints *counts = &cfg->recompute_num_layers_per_stage;
     const struct config_ints *ids = &cfg->recompute_layer_ids;
+    if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_AUTO) {
+        /* a plan is for its own number of layers and sizes: whole layers instead */
+        c->recompute_granularity = RECOMPUTE_GRANULARITY_FULL;
+        c->recompute_method = RECOMPUTE_METHOD_UNIFORM;
+        c->recompute_num_layers = 1;
+        return;
+    }
     if (config_is_set(cfg, recompute_num_layers))
         c->recompute_num_layers = shrink_count(cfg, c, cfg->recompute_num_layers);
     if (counts->count > 0) {
@@ -103,6 +123,44 @@ static void shrink_heads(const struct config *cfg, struct config *c) {
     if (!cfg->rotary_dim) return;
     c->rotary_dim = (int64_t)(HEAD_DIM * cfg->rotary_percent) / 2 * 2;
     if (c->rotary_dim < 2) c->rotary_dim = 2;
+}
+
+/* Few experts, of which as many are chosen as of the user's; where the user has more, of all or of a group,
+ * than are chosen, and more than one on each rank, so has the copy. The user's number fits all that, so there
+ * is one that is not larger. */
+static int64_t shrink_experts(const struct config *cfg) {
+    int64_t experts = cfg->num_experts, topk = cfg->moe_router_topk, ranks = cfg->expert_model_parallel_size;
+    int64_t multiple = ranks, least = larger(smaller(topk + 1, experts), smaller(2 * ranks, experts));
+    if (config_is_set(cfg, moe_router_num_groups)) {
+        int64_t groups = cfg->moe_router_num_groups, chosen = topk / cfg->moe_router_group_topk;
+        multiple = common_multiple(ranks, groups);
+        least = larger(least, groups * smaller(chosen + 1, experts / groups));
+    }
+    return round_up(least, multiple);
+}
+
+/* Which layers have experts: each as the user's layer at the same depth, but both kinds stay. */
+static void shrink_layer_pattern(const struct config *cfg, struct self_check_configs *out) {
+    struct config *c = &out->layout;
+    int64_t n = c->num_layers;
+    out->layer_pattern = mem_new_array(char, (size_t)n + 1, "self-check");
+    for (int64_t i = 0; i < n; i++) out->layer_pattern[i] = cfg->moe_layer_pattern[i * cfg->num_layers / n];
+    if (!strchr(out->layer_pattern, '1')) out->layer_pattern[n - 1] = '1';
+    if (n > 1 && !strchr(out->layer_pattern, '0') && strchr(cfg->moe_layer_pattern, '0'))
+        out->layer_pattern[0] = '0';
+    c->moe_layer_pattern = out->layer_pattern;
+}
+
+static void shrink_moe(const struct config *cfg, struct self_check_configs *out) {
+    struct config *c = &out->layout;
+    int64_t tp = cfg->tensor_model_parallel_size;
+    bool own_split = config_is_set(cfg, expert_tensor_parallel_size);
+    if (!config_is_set(cfg, num_experts) || !cfg->num_experts) return;
+    c->num_experts = shrink_experts(cfg);
+    c->moe_ffn_hidden_size = round_up(EXPERT_FFN, own_split ? cfg->expert_tensor_parallel_size : tp);
+    if (config_is_set(cfg, moe_shared_expert_intermediate_size))
+        c->moe_shared_expert_intermediate_size = round_up(SHARED_FFN, tp);
+    shrink_layer_pattern(cfg, out);
 }
 
 static void shrink_sizes(const struct config *cfg, struct config *c) {
@@ -181,6 +239,7 @@ static void make_reference(const struct config *layout, struct config *c) {
     *c = *layout;
     c->world_size = c->data_parallel_size = c->virtual_stages = 1;
     c->tensor_model_parallel_size = c->pipeline_model_parallel_size = c->context_parallel_size = 1;
+    c->expert_model_parallel_size = c->expert_tensor_parallel_size = 1;
     c->pipeline_schedule = PIPELINE_SCHEDULE_1F1B;
     c->microbatch_group_size_per_vp_stage = CONFIG_UNSET_INT;
     c->pipeline_model_parallel_layout = NULL;
@@ -200,6 +259,7 @@ void self_check_shrink(const struct config *cfg, struct self_check_configs *out)
     shrink_layers(cfg, &out->layout);
     shrink_recompute(cfg, out);
     shrink_sizes(cfg, &out->layout);
+    shrink_moe(cfg, out);
     shrink_vocabulary(cfg, &out->layout);
     shrink_batch(cfg, out);
     set_optimizer(cfg, &out->layout);
@@ -209,5 +269,6 @@ void self_check_shrink(const struct config *cfg, struct self_check_configs *out)
 
 void self_check_free_configs(struct self_check_configs *configs) {
     mem_free(configs->recompute_numbers);
+    mem_free(configs->layer_pattern);
     *configs = (struct self_check_configs){0};
 }

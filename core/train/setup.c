@@ -1,9 +1,11 @@
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/plan_auto.h"
 #include "core/train/trainer.h"
+#include "recompute/planned.h"
 #include <stdio.h>
 
-static const struct kernels *kernels_from_config(const struct config *cfg, struct err *err) {
+const struct kernels *setup_kernels(const struct config *cfg, struct err *err) {
     static const char *const names[] = {[KERNELS_GENERIC] = "generic",
                                         [KERNELS_AVX2] = "avx2",
                                         [KERNELS_AVX512] = "avx512",
@@ -18,8 +20,10 @@ static const struct kernels *kernels_from_config(const struct config *cfg, struc
 }
 
 static struct recompute_policy policy_from_config(const struct config *cfg) {
-    struct recompute_policy p = {.granularity = RECOMPUTE_NONE};
-    if (!config_is_set(cfg, recompute_granularity)) return p;
+    struct recompute_policy p = {.granularity = RECOMPUTE_NONE}; /* of auto: chosen later */
+    if (!config_is_set(cfg, recompute_granularity) ||
+        cfg->recompute_granularity == RECOMPUTE_GRANULARITY_AUTO)
+        return p;
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL) {
         p.granularity = RECOMPUTE_FULL;
         p.method = cfg->recompute_method == RECOMPUTE_METHOD_UNIFORM ? RECOMPUTE_UNIFORM : RECOMPUTE_BLOCK;
@@ -65,13 +69,14 @@ static void place_model(struct model *m, const struct config *cfg, const struct 
 }
 
 static int split_layers(struct setup *s, const struct config *cfg, struct err *err) {
-    struct pipeline_split_options options = {.layers = (int)cfg->num_layers,
-                                             .stages = (int)cfg->pipeline_model_parallel_size,
-                                             .chunks = (int)cfg->virtual_stages,
-                                             .account_embedding =
-                                                 cfg->account_for_embedding_in_pipeline_split,
-                                             .account_loss = cfg->account_for_loss_in_pipeline_split,
-                                             .layout = cfg->pipeline_model_parallel_layout};
+    struct pipeline_split_options options = {
+        .layers = (int)cfg->num_layers,
+        .stages = (int)cfg->pipeline_model_parallel_size,
+        .chunks = (int)cfg->virtual_stages,
+        .account_embedding = cfg->account_for_embedding_in_pipeline_split,
+        .account_loss = cfg->account_for_loss_in_pipeline_split,
+        .mtp_layers = config_is_set(cfg, mtp_num_layers) ? (int)cfg->mtp_num_layers : 0,
+        .layout = cfg->pipeline_model_parallel_layout};
     if (config_is_set(cfg, decoder_first_pipeline_num_layers))
         options.first_layers = (int)cfg->decoder_first_pipeline_num_layers;
     if (config_is_set(cfg, decoder_last_pipeline_num_layers))
@@ -128,7 +133,16 @@ static struct plan_layout layout_from_config(struct setup *s, const struct confi
                                     config_is_set(cfg, ddp_num_buckets) ? (int)cfg->ddp_num_buckets : 0,
                                 .bucket_elements = bucket_elements(cfg, ranks),
                                 .overlap_param_gather = cfg->overlap_param_gather,
-                                .distribute_saved = cfg->distribute_saved_activations};
+                                .distribute_saved = cfg->distribute_saved_activations,
+                                .overlap_grad_reduce = cfg->overlap_grad_reduce};
+}
+
+static struct plan_request request_of_rank(struct setup *s, const struct config *cfg,
+                                           const struct mesh *mesh) {
+    struct plan_request request = s->request;
+    place_model(&request.model, cfg, mesh);
+    request.layout = layout_from_config(s, cfg, mesh);
+    return request;
 }
 
 /* Numbers of micro-batches that steps will have, the largest first. */
@@ -183,14 +197,18 @@ static int check_schedule(const struct config *cfg, const struct plan_request *r
     return 0;
 }
 
-static int check_modules(const struct plan_request *r, struct err *err) {
+static int check_set(const struct model *m, recompute_set set, const char *flag, struct err *err) {
     for (int i = 0; i < MODULE_COUNT; i++) {
         const char *why;
-        if (r->recompute.granularity == RECOMPUTE_SELECTIVE && r->recompute.modules >> i & 1 &&
-            !model_has_module(&r->model, i, &why))
-            return err_set(err, "--recompute-modules %s: %s", recompute_module_info(i)->name, why);
+        if (i != MODULE_layer && set >> i & 1 && !model_has_module(m, i, &why))
+            return err_set(err, "%s %s: %s", flag, recompute_module_info(i)->name, why);
     }
     return 0;
+}
+
+static int check_modules(const struct plan_request *r, struct err *err) {
+    if (r->recompute.granularity != RECOMPUTE_SELECTIVE) return 0;
+    return check_set(&r->model, r->recompute.modules, "--recompute-modules", err);
 }
 
 void setup_print_schedule(const struct setup *s, FILE *out) {
@@ -205,25 +223,126 @@ void setup_print_schedule(const struct setup *s, FILE *out) {
     schedule_print(s->plan.schedule, &shape, out);
 }
 
+/* ---- --recompute-granularity auto ---- */
+
+static int check_planned(const struct setup *s, const struct config *cfg, struct err *err) {
+    const struct pipeline_chunk *split = s->split;
+    for (int i = 0, layer = 0; i < s->num_planned; layer += s->planned[i++].num_layers) {
+        int end = layer + s->planned[i].num_layers;
+        if (check_set(&s->request.model, s->planned[i].selected, "--recompute-plan: module", err)) return -1;
+        for (int k = 0; k < cfg->pipeline_model_parallel_size * cfg->virtual_stages; k++)
+            if (layer < split[k].first_layer && split[k].first_layer < end && split[k].num_layers)
+                return err_set(
+                    err,
+                    "--recompute-plan: layers %d to %d are one group and a pipeline chunk starts at layer "
+                    "%d: the plan is for another layout; search again for this one",
+                    layer, end - 1, split[k].first_layer);
+    }
+    return 0;
+}
+
+static int find_budget(const struct setup *s, const struct config *cfg, size_t *budget_p, struct err *err) {
+    double memory =
+        config_is_set(cfg, device_memory_limit) ? (double)cfg->device_memory_limit : s->hardware.memory_bytes;
+    *budget_p = (size_t)cfg->recompute_budget_bytes;
+    if (cfg->recompute_budget_bytes) return 0;
+    if (memory <= 0)
+        return err_set(err,
+                       "--recompute-memory-budget %s: --hardware %s does not say memory_bytes; add "
+                       "--device-memory-limit or give a size as 70GiB",
+                       cfg->recompute_memory_budget, s->hardware.name);
+    *budget_p = (size_t)(cfg->recompute_budget_share * memory);
+    return 0;
+}
+
+int setup_requests(struct setup *s, const struct config *cfg, struct plan_request *requests,
+                   struct err *err) {
+    struct mesh mesh;
+    for (int r = 0; r < cfg->pipeline_model_parallel_size; r++) {
+        if (ranks_mesh(cfg, 0, &mesh, err)) return -1;
+        if (ranks_mesh(cfg, mesh_stage_rank(&mesh, r), &mesh, err)) return -1;
+        requests[r] = request_of_rank(s, cfg, &mesh);
+    }
+    return 0;
+}
+
+static int search_plan(struct setup *s, const struct config *cfg, struct err *err) {
+    int stages = (int)cfg->pipeline_model_parallel_size;
+    struct plan_auto chosen;
+    size_t budget;
+    if (find_budget(s, cfg, &budget, err)) return -1;
+    struct plan_request *requests =
+        mem_new_array(struct plan_request, (size_t)stages, "requests of the stages");
+    int status = setup_requests(s, cfg, requests, err);
+    if (!status) status = plan_auto_choose(requests, stages, budget, &chosen, err);
+    if (!status) {
+        plan_auto_describe(&chosen, &requests[0], budget, &s->planned_report);
+        s->planned = chosen.groups, s->num_planned = chosen.num_groups;
+        chosen.groups = NULL;
+        plan_auto_free(&chosen);
+    }
+    mem_free(requests);
+    return status;
+}
+
+static int choose_recompute(struct setup *s, const struct config *cfg, int rank, struct err *err) {
+    struct str text = {0};
+    if (cfg->recompute_granularity != RECOMPUTE_GRANULARITY_AUTO) return 0;
+    if (cfg->recompute_plan) {
+        if (recompute_planned_read(cfg->recompute_plan, (int)cfg->num_layers, &s->planned, &s->num_planned,
+                                   err))
+            return -1;
+        return check_planned(s, cfg, err);
+    }
+    if (search_plan(s, cfg, err)) return -1;
+    if (!cfg->recompute_plan_out || rank > 0) return 0;
+    recompute_planned_write(s->planned, s->num_planned, &text);
+    int status = str_write_file(&text, cfg->recompute_plan_out, err);
+    str_free(&text);
+    return status;
+}
+
+/* ---- all of it ---- */
+
+static int open_hardware(struct setup *s, const struct config *cfg, struct err *err) {
+    bool needs = cfg->recompute_granularity == RECOMPUTE_GRANULARITY_AUTO;
+    if (!cfg->hardware && !needs) return 0;
+    if (hardware_open(cfg->hardware ? cfg->hardware : "cpu", &s->hardware, err)) return -1;
+    s->request.hardware = &s->hardware;
+    return 0;
+}
+
 int setup_open(struct setup *s, const struct config *cfg, int rank, int threads, struct err *err) {
     *s = (struct setup){0};
-    struct mesh mesh;
-    struct plan_request request = {.forward_only = cfg->skip_train};
-    request.kernels = kernels_from_config(cfg, err);
-    if (!request.kernels) return -1;
+    struct plan_request *request = &s->request;
+    request->forward_only = cfg->skip_train;
+    request->kernels = setup_kernels(cfg, err);
+    if (!request->kernels) return -1;
     if (cfg->device == DEVICE_CUDA)
         return err_set(err, "--device cuda: this build has no CUDA backend; use --device cpu or auto");
-    if (ranks_mesh(cfg, rank, &mesh, err)) return -1;
-    if (find_vocabulary(s, cfg, err) || split_layers(s, cfg, err)) return -1;
+    if (find_vocabulary(s, cfg, err) || split_layers(s, cfg, err) || open_hardware(s, cfg, err)) return -1;
     s->threads = threads_open(config_is_set(cfg, cpu_threads) ? (int)cfg->cpu_threads : threads);
-    request.threads = s->threads;
-    model_from_config(cfg, s->padded_vocab_size, &request.model);
-    request.model.vocab_used = s->vocab_size;
-    place_model(&request.model, cfg, &mesh);
-    request.recompute = policy_from_config(cfg);
-    request.layout = layout_from_config(s, cfg, &mesh);
-    count_micro_batches(s, cfg, &request);
-    if (check_modules(&request, err) || check_schedule(cfg, &request, err)) return -1;
+    request->threads = s->threads;
+    model_from_config(cfg, s->padded_vocab_size, &request->model);
+    request->model.vocab_used = s->vocab_size;
+    request->recompute = policy_from_config(cfg);
+    count_micro_batches(s, cfg, request);
+    struct mesh mesh;
+    if (ranks_mesh(cfg, rank, &mesh, err)) return -1;
+    struct plan_request own = request_of_rank(s, cfg, &mesh);
+    if (check_modules(&own, err) || check_schedule(cfg, &own, err)) return -1;
+    if (choose_recompute(s, cfg, rank, err)) return -1;
+    return setup_reopen(s, cfg, rank, err);
+}
+
+int setup_reopen(struct setup *s, const struct config *cfg, int rank, struct err *err) {
+    struct mesh mesh;
+    if (ranks_mesh(cfg, rank, &mesh, err)) return -1;
+    struct plan_request request = request_of_rank(s, cfg, &mesh);
+    if (s->planned)
+        request.recompute = (struct recompute_policy){
+            .granularity = RECOMPUTE_PLANNED, .planned = s->planned, .num_planned = s->num_planned};
+    plan_free(&s->plan);
     plan_build(&request, &s->plan);
     return 0;
 }
@@ -234,5 +353,7 @@ void setup_close(struct setup *s) {
     tokenizer_close(s->tokenizer);
     mem_free(s->split);
     mem_free(s->counts);
+    mem_free(s->planned);
+    str_free(&s->planned_report);
     *s = (struct setup){0};
 }

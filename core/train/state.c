@@ -5,6 +5,45 @@
 #include <stdio.h>
 #include <string.h>
 
+static void describe_latents(const struct config *cfg, const struct model *m, struct checkpoint_model *out) {
+    out->kv_channels = m->head_dim;
+    out->num_query_groups = m->groups;
+    out->kv_lora_rank = m->kv_rank;
+    out->q_lora_rank = m->q_rank;
+    out->qk_head_dim = m->plain_dim;
+    out->qk_pos_emb_head_dim = m->rotary_dim;
+    out->v_head_dim = m->value_dim;
+    if (m->yarn_factor <= 1) return; /* plain frequencies */
+    out->rope_scaling_factor = m->yarn_factor;
+    out->mscale = cfg->mscale;
+    out->mscale_all_dim = cfg->mscale_all_dim;
+}
+
+static void describe_experts(const struct config *cfg, const struct model *m, struct checkpoint_model *out) {
+    int64_t dense = 0, layer = 0;
+    while (!model_layer_is_moe(m, dense)) dense++;
+    for (layer = dense; layer < m->layers && model_layer_is_moe(m, layer);) layer++;
+    if (layer < m->layers)
+        snprintf(out->unlike_hf, sizeof(out->unlike_hf),
+                 "--moe-layer-freq with dense layers among the others");
+    out->num_experts = m->moe.experts;
+    out->moe_dense_layers = dense;
+    out->moe_ffn_hidden_size = m->moe.ffn;
+    if (!dense && layer == m->layers) out->ffn_hidden_size = m->moe.ffn; /* nothing has the other */
+    out->moe_shared_ffn_size = m->moe.shared_ffn;
+    out->moe_shared_gate = m->moe.shared_gate;
+    out->moe_topk = m->moe.topk;
+    out->moe_num_groups = m->moe.group_count;
+    out->moe_group_topk = m->moe.group_topk;
+    out->moe_scaling =
+        config_is_set(cfg, moe_router_topk_scaling_factor) ? cfg->moe_router_topk_scaling_factor : 1;
+    out->moe_score = m->moe.score == ROUTER_SOFTMAX   ? CHECKPOINT_SOFTMAX
+                     : m->moe.score == ROUTER_SIGMOID ? CHECKPOINT_SIGMOID
+                                                      : CHECKPOINT_SQRTSOFTPLUS;
+    out->moe_expert_bias = m->moe.expert_bias;
+    out->moe_pre_softmax = m->moe.pre_softmax;
+}
+
 static struct checkpoint_model model_of(const struct trainer *t) {
     const struct config *cfg = t->cfg;
     static const enum checkpoint_activation activations[] = {
@@ -37,16 +76,32 @@ static struct checkpoint_model model_of(const struct trainer *t) {
         .rotary_interleaved = m->rotary_interleaved,
         .rotary_base = m->rotary_base,
         .rotary_percent = cfg->rotary_percent,
-        .rope_scaling_factor = m->yarn_factor > 0 ? m->yarn_factor : m->rope_scaling_factor,
+        .rope_scaling_factor = m->rope_scaling_factor,
         .norm_epsilon = cfg->layernorm_epsilon,
         .hidden_dropout = cfg->hidden_dropout,
         .attention_dropout = cfg->attention_dropout,
     };
-    if (model_has_latents(m)) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--multi-latent-attention");
+    if (model_has_latents(m)) describe_latents(cfg, m, &out);
+    if (m->moe.experts) describe_experts(cfg, m, &out);
     if (m->rotary_interpolation > 1)
         snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--rotary-seq-len-interpolation-factor");
-    if (m->moe.experts) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--num-experts");
+    if (m->mtp_layers) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--mtp-num-layers");
     return out;
+}
+
+/* Which rows of the whole tensor the parameter's rows are. */
+static void set_rows(struct checkpoint_tensor *c, const struct plan_param *p) {
+    const struct param_shard *s = &p->shard;
+    int64_t of_group = s->full_groups ? s->full[0] / s->full_groups : 0;
+    for (int i = 0; i < s->num_runs; i++)
+        c->rows[i] = (struct checkpoint_row_run){s->runs[i].first, s->runs[i].count};
+    if (!s->num_runs) { /* whole groups follow one another */
+        c->rows[0] = (struct checkpoint_row_run){s->first_group * of_group, p->dims[0]};
+    } else if (s->full_groups) {
+        c->num_groups = p->groups;
+        c->first_group = s->first_group;
+        c->group_rows = of_group;
+    }
 }
 
 /* The held elements of one parameter, from the first on: those that this rank saves, then replicas of others.
@@ -56,21 +111,30 @@ static void list_part(struct trainer *t, const struct plan_param *p, int64_t fir
     struct checkpoint_tensor c = {.name = p->name,
                                   .num_dims = p->num_dims,
                                   .dims = {p->shard.full[0], p->shard.full[1]},
-                                  .rows = {{0, p->dims[0]}},
                                   .first_col = p->shard.first_col,
                                   .num_cols = p->dims[1],
                                   .begin = p->held_begin + first,
                                   .end = p->held_begin + first + count,
                                   .writes = writes};
     size_t skip = (size_t)first * sizeof(float);
-    for (int i = 0; i < p->shard.num_runs; i++)
-        c.rows[i] = (struct checkpoint_row_run){p->shard.runs[i].first, p->shard.runs[i].count};
+    set_rows(&c, p);
     c.master = executor_at(&t->executor, p->master + skip);
     if (with_optimizer) {
         c.exp_avg = executor_at(&t->executor, p->exp_avg + skip);
         c.exp_avg_sq = executor_at(&t->executor, p->exp_avg_sq + skip);
     }
     if (count > 0) t->tensors[t->num_tensors++] = c;
+}
+
+/* The expert bias: every rank of the stage has all of it. */
+static void list_router(struct trainer *t, int router) {
+    const struct plan_router *r = &t->setup.plan.routers[router];
+    float *bias = t->executor.routers[router].bias;
+    struct checkpoint_tensor c = {
+        .name = r->name, .num_dims = 1, .dims = {r->experts, 1}, .master = bias, .is_state = true};
+    checkpoint_tensor_set_whole(&c);
+    c.writes = r->writes;
+    if (bias) t->tensors[t->num_tensors++] = c;
 }
 
 static int list_tensors(struct trainer *t, bool with_optimizer) {
@@ -81,6 +145,7 @@ static int list_tensors(struct trainer *t, bool with_optimizer) {
         list_part(t, p, 0, p->counted, true, with_optimizer);
         list_part(t, p, p->counted, p->held_count - p->counted, false, with_optimizer);
     }
+    for (int i = 0; i < plan->num_routers; i++) list_router(t, i);
     return t->num_tensors;
 }
 
@@ -92,12 +157,14 @@ static struct checkpoint_group group_of(const struct trainer *t) {
 void state_open(struct trainer *t) {
     const struct plan *plan = &t->setup.plan;
     struct plan_tensor *all;
-    t->tensors = mem_new_array(struct checkpoint_tensor, 2 * (size_t)plan->num_params, "checkpoint tensors");
+    t->tensors =
+        mem_new_array(struct checkpoint_tensor, 2 * (size_t)plan->num_params + (size_t)plan->num_routers,
+                      "checkpoint tensors");
     t->num_shapes = plan_all_tensors(&plan->request.model, &all);
     t->shapes = mem_new_array(struct checkpoint_shape, (size_t)t->num_shapes, "checkpoint shapes");
     for (int i = 0; i < t->num_shapes; i++)
-        t->shapes[i] =
-            (struct checkpoint_shape){all[i].name, all[i].num_dims, {all[i].dims[0], all[i].dims[1]}};
+        t->shapes[i] = (struct checkpoint_shape){
+            all[i].name, all[i].num_dims, {all[i].dims[0], all[i].dims[1]}, all[i].is_state};
     mem_free(all);
     if (!t->cfg->async_save || !t->cfg->save) return;
     int count = list_tensors(t, !t->cfg->no_save_optim && !t->cfg->skip_train);

@@ -2,12 +2,16 @@
  * counts of all ranks together, then update the weights. */
 #include "core/train/trainer.h"
 #include "core/train/memory_timeline.h"
+#include "core/train/routers.h"
 #include "core/train/sync.h"
 #include <math.h>
+#include <string.h>
 
-static double tokens_that_count(const struct batch *b) {
+/* Of the labels `depth` places on. */
+static double tokens_that_count(const struct batch *b, int64_t depth) {
     double n = 0;
-    for (int64_t i = 0; i < b->micro_batch_size * b->seq_length; i++) n += (double)b->loss_mask[i];
+    for (int64_t i = 0; i < b->micro_batch_size * b->seq_length; i++)
+        if (i % b->seq_length >= depth) n += (double)b->loss_mask[i];
     return n;
 }
 
@@ -38,6 +42,17 @@ static bool counts_tokens(const struct trainer *t) {
     return m->tp_rank == 0 && m->cp_rank == 0;
 }
 
+/* The losses of multi-token prediction: each depth's mean over its own tokens, times the factor over the
+ * number of depths, beside the mean of the next token. */
+static void set_mtp_scales(const struct trainer *t, const struct batch *b, double tokens,
+                           struct micro_batch *out) {
+    int64_t depths = t->setup.plan.request.model.mtp_layers;
+    double factor = depths ? t->cfg->mtp_loss_scaling_factor / (double)depths : 0;
+    for (int64_t k = 0; k < depths; k++)
+        out->mtp_grad_scale[k] = (float)((double)out->loss_grad_scale * factor * fmax(tokens, 1) /
+                                         fmax(tokens_that_count(b, k + 1), 1));
+}
+
 /* The micro-batch of a forward action. Stages in the middle read no data; the index names the random numbers
  * and is that of the micro-batch in the global batch, whatever the layout. */
 static int next_micro_batch(struct trainer *t, struct loader *loader, const struct action *a, bool training,
@@ -52,13 +67,19 @@ static int next_micro_batch(struct trainer *t, struct loader *loader, const stru
     timers_start(t->timers, t->timer_data);
     if (loader_next(loader, &batch, err)) return -1;
     timers_stop(t->timers, t->timer_data);
-    double tokens = tokens_that_count(&batch);
-    if (chunk->head && counts_tokens(t)) *tokens_p += tokens;
+    double tokens = tokens_that_count(&batch, 0);
+    int64_t depths = t->setup.plan.request.model.mtp_layers;
+    if (chunk->head && counts_tokens(t)) {
+        *tokens_p += tokens;
+        for (int64_t k = 0; k < depths; k++) t->mtp_tokens[k] += tokens_that_count(&batch, k + 1);
+    }
     out->tokens = batch.tokens;
     out->labels = batch.labels;
     out->positions = batch.position_ids;
     out->loss_mask = batch.loss_mask;
-    if (training) out->loss_grad_scale = loss_grad_scale(t, tokens, micro_batches);
+    if (!training) return 0;
+    out->loss_grad_scale = loss_grad_scale(t, tokens, micro_batches);
+    set_mtp_scales(t, &batch, tokens, out);
     return 0;
 }
 
@@ -100,6 +121,15 @@ static void sum_losses(const struct trainer *t, double *loss_sum_p, double *toke
     *tokens_p = sums[1];
 }
 
+/* Means over the tokens that count, of each depth. */
+static void sum_mtp_losses(struct trainer *t) {
+    int depths = (int)t->setup.plan.request.model.mtp_layers;
+    for (int k = 0; k < depths; k++) {
+        sum_losses(t, &t->executor.mtp_loss_sum[k], &t->mtp_tokens[k]);
+        t->mtp_loss[k] = t->executor.mtp_loss_sum[k] / fmax(t->mtp_tokens[k], 1);
+    }
+}
+
 /* Of all layers and micro-batches on all ranks: means per layer and micro-batch. */
 static void sum_router_losses(struct trainer *t, int micro_batches) {
     struct router_losses *l = &t->executor.router_losses;
@@ -110,16 +140,24 @@ static void sum_router_losses(struct trainer *t, int micro_batches) {
     if (t->ranks) comm_all_reduce(t->ranks->comms.world, sums, 2, COMM_F64, COMM_SUM);
     l->balance = sums[0] / count;
     l->z = sums[1] / count;
+    if (!t->layer_losses) return;
+    routers_sum_layers(&t->executor, t->layer_losses, t->cfg->num_layers);
+    for (int64_t i = 0; i < t->cfg->num_layers; i++) {
+        t->layer_losses[i].balance *= layers / count;
+        t->layer_losses[i].z *= layers / count;
+    }
 }
 
 /* Forward and backward of all micro-batches, and the reduction of the gradients. */
 static int run_micro_batches(struct trainer *t, int micro_batches, double *tokens_p, struct err *err) {
     *tokens_p = 0;
+    memset(t->mtp_tokens, 0, sizeof(t->mtp_tokens));
     if (run_actions(t, t->train_loader, plan_actions(&t->setup.plan, micro_batches), true, micro_batches,
                     tokens_p, err))
         return -1;
     sync_finish_grads(&t->executor);
     sum_losses(t, &t->executor.loss_sum, tokens_p);
+    sum_mtp_losses(t);
     sum_router_losses(t, micro_batches);
     return 0;
 }
@@ -184,6 +222,7 @@ int step_run(struct trainer *t, int64_t batch_size, struct step_result *out, str
     out->not_finite = is_broken(t, out, bad);
     bool found_inf = bad != 0 || !isfinite(out->grad_norm);
     out->skipped = loss_scale_update(&state->loss_scale, found_inf) || out->not_finite;
+    if (!out->not_finite) routers_update_biases(&t->executor, (float)cfg->moe_router_bias_update_rate);
     if (!out->skipped) {
         begin = clock_now_ns();
         update_weights(t, inverse_scale, out);
@@ -208,11 +247,14 @@ int step_evaluate(struct trainer *t, struct loader *loader, double *loss_sum_p, 
     return 0;
 }
 
-static void describe_bad_tensor(const struct bad_tensor *bad, struct str *out) {
+static void describe_bad_tensor(const struct bad_tensor *bad, int layers, struct str *out) {
     static const char *const phases[PHASE_COUNT] = {"forward", "recompute", "backward"};
     str_printf(out, "; the first bad tensor is %s%s of op %s", bad->is_gradient ? "the gradient of " : "",
                bad->tensor, bad->op);
-    if (bad->layer >= 0) str_printf(out, " in layer %d", bad->layer);
+    if (bad->layer >= layers)
+        str_printf(out, " of multi-token prediction %d", bad->layer - layers + 1);
+    else if (bad->layer >= 0)
+        str_printf(out, " in layer %d", bad->layer);
     str_printf(out, ", micro-batch %d, in %s", bad->micro_batch, phases[bad->phase]);
 }
 
@@ -245,7 +287,7 @@ void step_diagnose(struct trainer *t, int64_t batch_size, struct str *out) {
     }
     struct err text = {{0}};
     struct str here = {0};
-    if (e->bad.found) describe_bad_tensor(&e->bad, &here);
+    if (e->bad.found) describe_bad_tensor(&e->bad, (int)t->setup.plan.request.model.layers, &here);
     if (here.data) err_set(&text, "%s", here.data);
     if (t->ranks) comm_broadcast(t->ranks->comms.world, text.text, sizeof(text.text), COMM_U8, rank);
     str_puts(out, text.text);

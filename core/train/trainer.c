@@ -68,7 +68,7 @@ static int open_data(struct trainer *t, struct err *err) {
 
 /* ---- reports ---- */
 
-static struct flops_shape flops_shape_of(const struct model *m) {
+struct flops_shape setup_flops_shape(const struct model *m) {
     return (struct flops_shape){.num_layers = m->layers,
                                 .hidden_size = m->hidden,
                                 .ffn_hidden_size = m->ffn,
@@ -78,6 +78,7 @@ static struct flops_shape flops_shape_of(const struct model *m) {
                                 .num_query_groups = m->groups,
                                 .kv_channels = m->head_dim,
                                 .gated_linear_unit = activation_is_gated(m->activation),
+                                .mtp_num_layers = m->mtp_layers,
                                 .num_moe_layers = model_num_moe_layers(m),
                                 .moe_ffn_hidden_size = m->moe.ffn,
                                 .moe_router_topk = m->moe.topk,
@@ -99,7 +100,7 @@ static double measured_peak(const struct trainer *t) {
 
 static int open_reports(struct trainer *t, struct err *err) {
     const struct config *cfg = t->cfg;
-    t->flops = flops_shape_of(&t->setup.plan.request.model);
+    t->flops = setup_flops_shape(&t->setup.plan.request.model);
     t->timers = timers_open((int)cfg->timing_log_level, (enum timers_option)cfg->timing_log_option);
     t->timer_step = timers_add(t->timers, "forward-backward", 1);
     t->timer_data = timers_add(t->timers, "batch-generator", 2);
@@ -137,6 +138,8 @@ static void gather_ranks(struct trainer *t) {
     t->busy_sorted = mem_new_array(double, (size_t)size, "reports of the ranks");
     t->hosts = mem_new_array(char, (size_t)(size * RANK_HOST_BYTES), "hosts of the ranks");
     t->world_gemm_flops = t->setup.plan.step_gemm_flops;
+    if (t->cfg->moe_per_layer_logging)
+        t->layer_losses = mem_new_array(struct router_losses, (size_t)t->cfg->num_layers, "losses by layer");
     if (!t->ranks) return;
     snprintf(t->hosts + (ptrdiff_t)rank * RANK_HOST_BYTES, RANK_HOST_BYTES, "%s",
              comm_world_host(t->ranks->world));
@@ -147,8 +150,10 @@ static void gather_ranks(struct trainer *t) {
 /* Ranks that compute the same layers must have the same plan. */
 static void check_equal_plans(const struct trainer *t) {
     if (!t->ranks) return;
-    struct comm *const comms[] = {t->ranks->comms.tensor, t->ranks->comms.data};
+    const struct executor_comms *c = &t->ranks->comms;
+    struct comm *const comms[] = {c->tensor, c->data, c->expert, c->expert_data};
     for (size_t i = 0; i < ARRAY_COUNT(comms); i++) {
+        if (!comms[i]) continue;
         int64_t hashes[2] = {(int64_t)t->setup.plan.hash, -(int64_t)t->setup.plan.hash};
         comm_all_reduce(comms[i], &hashes[0], 1, COMM_I64, COMM_MAX);
         comm_all_reduce(comms[i], &hashes[1], 1, COMM_I64, COMM_MAX);
@@ -207,6 +212,7 @@ void trainer_close(struct trainer *t) {
     state_close(t);
     mem_free(t->rank_reports);
     mem_free(t->busy_sorted);
+    mem_free(t->layer_losses);
     mem_free(t->hosts);
     str_free(&t->config_json);
     setup_close(&t->setup);

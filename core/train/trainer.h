@@ -15,6 +15,7 @@
 #include "core/optim/lr_schedule.h"
 #include "core/optim/wd_schedule.h"
 #include "core/plan.h"
+#include "core/plan_hardware.h"
 #include "core/train/executor.h"
 #include "core/train/flops.h"
 #include "core/train/metrics.h"
@@ -29,6 +30,11 @@ struct setup {
     struct threads *threads;
     struct pipeline_chunk *split; /* layers of every (chunk, stage) */
     int *counts;                  /* of micro-batches, for the plan */
+    struct hardware hardware;     /* of --hardware, or the default that --recompute-granularity auto takes */
+    struct plan_request request;  /* what is the same for all ranks */
+    struct recompute_group *planned; /* --recompute-granularity auto: of all layers */
+    int num_planned;
+    struct str planned_report; /* what was chosen */
     struct plan plan;
 };
 /* --print-schedule: what each stage does when, and how much of the time it stands idle. */
@@ -36,7 +42,15 @@ void setup_print_schedule(const struct setup *s, FILE *out);
 /* `threads` is their number where --cpu-threads does not say; 0: one per processor. Errors are the user's:
  * unreadable tokenizer, vocabulary, unusable --kernels. */
 int setup_open(struct setup *s, const struct config *cfg, int rank, int threads, struct err *err);
+/* The plan of another rank of the same flags, instead of the one that `s` has. */
+int setup_reopen(struct setup *s, const struct config *cfg, int rank, struct err *err);
+/* What the plan of a rank of each pipeline stage is made from, before recompute is chosen by auto. */
+int setup_requests(struct setup *s, const struct config *cfg, struct plan_request *requests, struct err *err);
 void setup_close(struct setup *s);
+/* The kernels of --kernels; NULL with a message when this processor does not have them. */
+const struct kernels *setup_kernels(const struct config *cfg, struct err *err);
+/* FLOPs that a batch of this model needs. */
+struct flops_shape setup_flops_shape(const struct model *m);
 
 /* What training carries from iteration to iteration, and a checkpoint to the next run. */
 struct train_state {
@@ -71,16 +85,19 @@ struct trainer {
     struct lr_schedule lr, decoupled_lr;
     struct wd_schedule wd;
     bool has_decoupled_lr;
+    double mtp_tokens[MODEL_MAX_MTP_LAYERS]; /* of the last step, that count at each depth */
+    double mtp_loss[MODEL_MAX_MTP_LAYERS];   /* means over them */
     struct flops_shape flops;
     struct metrics *metrics; /* on rank 0 */
     struct tensorboard *tensorboard;
     struct trace *trace;
     struct memory_recording *recording; /* --memory-timeline */
     struct timers *timers;
-    double *rank_reports;    /* RANK_REPORT_WORDS of each rank */
-    double *busy_sorted;     /* one per rank */
-    char *hosts;             /* RANK_HOST_BYTES of each rank */
-    double world_gemm_flops; /* of a full step, all ranks */
+    double *rank_reports;               /* RANK_REPORT_WORDS of each rank */
+    double *busy_sorted;                /* one per rank */
+    struct router_losses *layer_losses; /* --moe-per-layer-logging: means of this step, per layer; or NULL */
+    char *hosts;                        /* RANK_HOST_BYTES of each rank */
+    double world_gemm_flops;            /* of a full step, all ranks */
     int timer_step, timer_optimizer, timer_data, timer_eval, timer_save;
     int64_t start_iteration, last_saved_iteration;
     uint64_t start_ns;

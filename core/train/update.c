@@ -2,6 +2,7 @@
  * holds; sums over the model take each element once, from the rank that counts it. */
 #include "core/train/update.h"
 #include "core/base/hash.h"
+#include "core/train/routers.h"
 #include "core/train/sync.h"
 #include <math.h>
 #include <string.h>
@@ -17,15 +18,10 @@ static struct rng_key init_key(const struct executor *e, const char *name) {
 }
 
 int64_t update_global_element(const struct plan_param *p, int64_t element, int64_t *count_p) {
-    int64_t cols = p->dims[1], row = element / cols, col = element % cols, rows_here = p->dims[0] - row;
-    int64_t global_row = row;
-    for (int i = 0, first = 0; i < p->shard.num_runs; first += (int)p->shard.runs[i].count, i++)
-        if (row >= first && row < first + p->shard.runs[i].count) {
-            global_row = p->shard.runs[i].first + row - first;
-            rows_here = first + p->shard.runs[i].count - row;
-        }
-    *count_p = cols == p->shard.full[1] ? rows_here * cols - col : cols - col;
-    return global_row * p->shard.full[1] + p->shard.first_col + col;
+    int64_t cols = p->dims[1], col = element % cols, rows;
+    int64_t row = plan_global_row(p, element / cols, &rows);
+    *count_p = cols == p->shard.full[1] ? rows * cols - col : cols - col;
+    return row * p->shard.full[1] + p->shard.first_col + col;
 }
 
 static void fill_normal(struct executor *e, const struct plan_param *p) {
@@ -135,7 +131,7 @@ void update_apply(struct executor *e, const struct update_options *o) {
 }
 
 /* One term per element, of its name, place and bits; their sum does not depend on who holds what. */
-static uint64_t hash_stretch(const float *x, int64_t count, uint64_t name, uint64_t first) {
+uint64_t update_hash_stretch(const float *x, int64_t count, uint64_t name, uint64_t first) {
     uint64_t sum = 0;
     for (int64_t i = 0; i < count; i++) {
         uint32_t bits;
@@ -155,13 +151,13 @@ static uint64_t hash_param(const struct executor *e, const struct plan_param *p)
     for (int64_t done = 0, count; done < used; done += count) {
         int64_t global = update_global_element(p, p->held_begin + done, &count);
         if (count > used - done) count = used - done;
-        sum += hash_stretch(master + done, count, name, (uint64_t)global);
+        sum += update_hash_stretch(master + done, count, name, (uint64_t)global);
     }
     return sum;
 }
 
 uint64_t update_params_hash(struct executor *e) {
-    uint64_t sum = 0;
+    uint64_t sum = routers_hash(e);
     for (int i = 0; i < e->plan->num_params; i++) sum += hash_param(e, &e->plan->params[i]);
     int64_t total = (int64_t)sum;
     if (e->comms.world) comm_all_reduce(e->comms.world, &total, 1, COMM_I64, COMM_SUM);

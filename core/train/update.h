@@ -22,9 +22,11 @@ struct update_options {
 };
 /* AdamW over every parameter (no decay on biases and norms), then the compute copies. */
 void update_apply(struct executor *e, const struct update_options *options);
-/* Hash of all master weights with their names and places; the same for every layout that has the same
- * weights. */
+/* Hash of all master weights (and of the routers' expert biases) with their names and places; the same for
+ * every layout that has the same weights. */
 uint64_t update_params_hash(struct executor *e);
+/* Of `count` elements from element `first` of a tensor on; the hash of all is the sum. */
+uint64_t update_hash_stretch(const float *x, int64_t count, uint64_t name, uint64_t first);
 /* Where element `element` of the local part lies in the whole tensor (row-major), and how many elements from
  * there on lie one after the other in both. */
 int64_t update_global_element(const struct plan_param *p, int64_t element, int64_t *count_p);

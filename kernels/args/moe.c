@@ -7,6 +7,8 @@ static const char *check_shape(const struct router_shape *s) {
     if (s->topk < 1 || s->topk > s->experts || s->topk > ROUTER_MAX_TOPK)
         return "topk must be from 1 to experts, and at most 64";
     if (s->count_sets < 1 || s->tokens % s->count_sets) return "count_sets must divide tokens";
+    if (s->capacity < 0 || s->capacity > s->tokens) return "capacity must be from 0 to tokens";
+    if (s->pads && !s->capacity) return "padding needs a capacity";
     if (!s->group_count) return NULL;
     if (s->experts % s->group_count) return "group_count must divide experts";
     if (s->group_topk < 1 || s->group_topk > s->group_count || s->topk % s->group_topk)
@@ -17,7 +19,7 @@ static const char *check_shape(const struct router_shape *s) {
 }
 
 const char *route_forward_check(const struct route_forward_args *args) {
-    if (args->bias && args->shape.score != ROUTER_SIGMOID) return "a bias needs sigmoid scores";
+    if (args->bias && args->shape.score == ROUTER_SOFTMAX) return "a bias needs scores that are no softmax";
     return check_shape(&args->shape);
 }
 
@@ -26,6 +28,29 @@ struct kernel_cost route_forward_cost(const struct route_forward_args *args) {
     const struct router_shape *s = &args->shape;
     double n = (double)s->tokens * (double)s->experts, slots = (double)s->tokens * (double)s->topk;
     return (struct kernel_cost){.flops = n * (double)(10 + s->topk), .bytes = 4 * (n + 4 * slots)};
+}
+
+const char *route_losses_check(const struct route_losses_args *args) {
+    return check_shape(&args->shape);
+}
+
+struct kernel_cost route_losses_cost(const struct route_losses_args *args) {
+    double n = (double)args->shape.tokens * (double)args->shape.experts;
+    return (struct kernel_cost){.flops = 20 * n, .bytes = 4 * n};
+}
+
+const char *router_jitter_check(const struct router_jitter_args *args) {
+    if (args->n < 0) return "n must not be negative";
+    if (!(args->eps >= 0 && args->eps < 1)) return "eps must be from 0 to below 1";
+    if (!dtype_is_float(args->dtype)) return "dtype must be fp32, bf16 or fp16";
+    return NULL;
+}
+
+/* A random number is counted as in dropout_cost. */
+struct kernel_cost router_jitter_cost(const struct router_jitter_args *args) {
+    double n = (double)args->n;
+    return (struct kernel_cost){.flops = (args->accumulate ? 4 : 3) * n,
+                                .bytes = (args->accumulate ? 3 : 2) * n * (double)dtype_bytes(args->dtype)};
 }
 
 const char *route_backward_check(const struct route_backward_args *args) {
@@ -93,11 +118,12 @@ const char *scaled_activation_forward_check(const struct scaled_activation_forwa
 }
 
 struct kernel_cost scaled_activation_forward_cost(const struct scaled_activation_forward_args *args) {
+    int64_t rows = args->expected ? args->expected : args->rows;
     struct activation_forward_args plain = {
-        .rows = args->rows, .cols = args->cols, .kind = args->kind, .dtype = args->dtype};
+        .rows = rows, .cols = args->cols, .kind = args->kind, .dtype = args->dtype};
     struct kernel_cost cost = activation_forward_cost(&plain);
-    cost.flops += (double)args->rows * (double)args->cols;
-    cost.bytes += 8 * (double)args->rows;
+    cost.flops += (double)rows * (double)args->cols;
+    cost.bytes += 8 * (double)rows;
     return cost;
 }
 
@@ -108,11 +134,12 @@ const char *scaled_activation_backward_check(const struct scaled_activation_back
 }
 
 struct kernel_cost scaled_activation_backward_cost(const struct scaled_activation_backward_args *args) {
+    int64_t rows = args->expected ? args->expected : args->rows;
     struct activation_backward_args plain = {
-        .rows = args->rows, .cols = args->cols, .kind = args->kind, .dtype = args->dtype};
+        .rows = rows, .cols = args->cols, .kind = args->kind, .dtype = args->dtype};
     struct kernel_cost cost = activation_backward_cost(&plain);
-    cost.flops += 3 * (double)args->rows * (double)args->cols;
-    cost.bytes += 12 * (double)args->rows;
+    cost.flops += 3 * (double)rows * (double)args->cols;
+    cost.bytes += 12 * (double)rows;
     return cost;
 }
 
@@ -146,7 +173,8 @@ const char *grouped_gemm_check(const struct grouped_gemm_args *args) {
 }
 
 struct kernel_cost grouped_gemm_cost(const struct grouped_gemm_args *args) {
-    double rows = (double)args->rows, n = (double)args->n, k = (double)args->k, g = (double)args->groups;
+    double rows = (double)(args->expected ? args->expected : args->rows), n = (double)args->n;
+    double k = (double)args->k, g = (double)args->groups;
     double size = (double)dtype_bytes(args->dtype), c_size = (double)dtype_bytes(args->c_dtype);
     double products = 2 * rows * n * k, twice = args->accumulate ? 2 : 1;
     double bytes = args->sums_rows ? size * rows * (n + k) + c_size * g * n * k * twice

@@ -172,7 +172,11 @@ SIMD_INLINE void scaled_forward_rows(const struct scaled_activation_forward_args
                                      int64_t end, enum dtype t) {
     int64_t in = activation_is_gated(a->kind) ? 2 * a->cols : a->cols;
     for (int64_t i = begin; i < end; i++) {
-        float scale = a->index[i] < 0 ? 0.0f : a->scales[a->index[i]];
+        if (a->index[i] < 0) {
+            memset(dtype_at(a->y, t, i * a->cols), 0, (size_t)a->cols * dtype_bytes(t));
+            continue;
+        }
+        float scale = a->scales[a->index[i]];
         BY_KIND(a->kind, scaled_forward_row, a->y, a->x, i * a->cols, i * in, a->cols, scale)
     }
 }
@@ -193,9 +197,13 @@ SIMD_INLINE void scaled_backward_rows(const struct scaled_activation_backward_ar
                                       int64_t end, enum dtype t) {
     int64_t in = activation_is_gated(a->kind) ? 2 * a->cols : a->cols;
     for (int64_t i = begin; i < end; i++) {
-        float scale = a->index[i] < 0 ? 0.0f : a->scales[a->index[i]], sum;
+        if (a->index[i] < 0) {
+            memset(dtype_at(a->dx, t, i * in), 0, (size_t)in * dtype_bytes(t));
+            continue;
+        }
+        float scale = a->scales[a->index[i]], sum;
         BY_KIND(a->kind, scaled_backward_row, &sum, a->dx, a->dy, a->x, i * a->cols, i * in, a->cols, scale)
-        if (a->index[i] >= 0) a->dscales[a->index[i]] = sum;
+        a->dscales[a->index[i]] = sum;
     }
 }
 

@@ -1,6 +1,7 @@
 /* Routing: tokens are independent and threaded; the counting sort that follows them is one pass over the
  * slots. Sums for the losses are taken per chunk of tokens and added in order of the chunks. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/philox.h"
 #include "kernels/cpu/simd.h"
 #include <math.h>
 
@@ -18,16 +19,22 @@ static float largest(const float *x, int64_t n) {
     return most;
 }
 
-/* score[e] = e^(logit - largest) or sigmoid(logit); returns their sum, in order of e. */
+static float sqrt_softplus(float x) {
+    return sqrtf(x > 0 ? x + log1pf(expf(-x)) : log1pf(expf(x)));
+}
+
+/* score[e] = e^(logit - largest), or the score of the logit alone; returns their sum, in order of e. */
 static float raw_scores(float *score, const float *logits, int64_t n, enum router_score kind, float most) {
     float sum = 0;
     if (kind == ROUTER_SOFTMAX) {
         SIMD_LOOP for (int64_t e = 0; e < n; e++) score[e] = math_exp_softmax(logits[e] - most);
-    } else {
+    } else if (kind == ROUTER_SIGMOID) {
         SIMD_LOOP for (int64_t e = 0; e < n; e++) score[e] = math_sigmoid(logits[e]);
+    } else {
+        for (int64_t e = 0; e < n; e++) score[e] = sqrt_softplus(logits[e]);
     }
     for (int64_t e = 0; e < n; e++) sum += score[e];
-    return kind == ROUTER_SIGMOID ? sum + 1e-20f : sum;
+    return kind == ROUTER_SOFTMAX ? sum : sum + 1e-20f;
 }
 
 /* The `count` largest of n keys, the largest first, the lowest index first among equals. */
@@ -72,7 +79,7 @@ static void weigh(float *probs, const int32_t *chosen, const float *score, float
         probs[j] = s->score == ROUTER_SOFTMAX ? math_exp_softmax(logits[chosen[j]] - most) : score[chosen[j]];
         total += probs[j];
     }
-    if (s->score == ROUTER_SIGMOID) total = s->topk > 1 ? total + 1e-20f : 1;
+    if (s->score != ROUTER_SOFTMAX) total = s->topk > 1 ? total + 1e-20f : 1;
     for (int64_t j = 0; j < s->topk; j++) probs[j] = probs[j] / total * scaling;
 }
 
@@ -99,22 +106,68 @@ static void route_body(void *context, int64_t begin, int64_t end, int thread) {
 
 /* ---- rows in order of experts ---- */
 
-static void sort_rows(const struct route_forward_args *a) {
+/* Weights are not negative, so their order is that of their bits. */
+static uint32_t weight_bits(float weight) {
+    return (uint32_t)math_to_bits(weight) & 0x7FFFFFFFu;
+}
+
+/* The `count`-th largest of n slots: bit by bit the largest number that so many weights reach. */
+static uint32_t weight_of_last(const float *probs, const int32_t *slots, int64_t n, int64_t count) {
+    uint32_t last = 0;
+    for (uint32_t bit = 1u << 30; bit; bit >>= 1) {
+        int64_t reached = 0;
+        for (int64_t i = 0; i < n; i++) reached += weight_bits(probs[slots[i]]) >= (last | bit);
+        if (reached >= count) last |= bit;
+    }
+    return last;
+}
+
+/* Gives rows to the slots of one expert, in order of tokens; those that have no room get none. */
+static int32_t place_slots(const struct route_forward_args *a, const int32_t *slots, int64_t n, int32_t row) {
+    const struct router_shape *s = &a->shape;
+    int64_t room = s->capacity && s->capacity < n ? s->capacity : n, equal = room;
+    uint32_t last = 0;
+    if (room < n && !s->drops_by_position) {
+        last = weight_of_last(a->probs, slots, n, room);
+        for (int64_t i = 0; i < n; i++) equal -= weight_bits(a->probs[slots[i]]) > last;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t weight = weight_bits(a->probs[slots[i]]);
+        bool stays =
+            room < n && !s->drops_by_position ? weight > last || (weight == last && equal-- > 0) : i < room;
+        a->row_of_slot[slots[i]] = stays ? row : -1;
+        if (!stays) a->probs[slots[i]] = 0;
+        if (stays) a->slot_of_row[row++] = slots[i]; /* never ahead of `slots`, which may be the same array */
+    }
+    return row;
+}
+
+/* The slots of each expert, in order of tokens; first[e] is where expert e's begin. */
+static void sort_slots(int32_t *sorted, int32_t *first, const struct route_forward_args *a) {
     const struct router_shape *s = &a->shape;
     int64_t slots = s->tokens * s->topk;
-    int32_t next[ROUTER_MAX_EXPERTS] = {0};
+    int32_t next[ROUTER_MAX_EXPERTS + 1] = {0}, sum = 0;
     for (int64_t i = 0; i < slots; i++) next[a->experts[i]]++;
-    int32_t row = 0;
-    for (int64_t e = 0; e < s->experts; e++) {
+    for (int64_t e = 0; e <= s->experts; e++) {
         int32_t count = next[e];
-        a->offsets[e] = next[e] = row;
-        row += count;
+        first[e] = next[e] = sum;
+        sum += count;
+    }
+    for (int64_t i = 0; i < slots; i++) sorted[next[a->experts[i]]++] = (int32_t)i;
+}
+
+static void sort_rows(const struct route_forward_args *a, int32_t *sorted) {
+    const struct router_shape *s = &a->shape;
+    int32_t first[ROUTER_MAX_EXPERTS + 1], row = 0;
+    sort_slots(sorted, first, a);
+    for (int64_t e = 0; e < s->experts; e++) {
+        a->offsets[e] = row;
+        row = place_slots(a, sorted + first[e], first[e + 1] - first[e], row);
+        if (a->tokens) a->tokens[e] += row - a->offsets[e];
+        while (s->pads && row < (e + 1) * s->capacity) a->slot_of_row[row++] = -1;
     }
     a->offsets[s->experts] = row;
-    for (int64_t i = 0; i < slots; i++) {
-        a->row_of_slot[i] = next[a->experts[i]]++;
-        a->slot_of_row[a->row_of_slot[i]] = (int32_t)i;
-    }
+    while (row < router_rows(s)) a->slot_of_row[row++] = -1;
 }
 
 /* Where the selection is by plain logits it has been made; otherwise it is made again without bias and
@@ -135,7 +188,7 @@ static void count_choices(const struct route_forward_args *a) {
 /* ---- losses ---- */
 
 struct loss_job {
-    const struct route_forward_args *args;
+    const struct route_losses_args *args;
     double *sums; /* two per chunk */
 };
 
@@ -151,7 +204,8 @@ static void loss_body(void *context, int64_t begin, int64_t end, int thread) {
         const int32_t *counts = job->args->counts + t % s->count_sets * s->experts;
         float sum = raw_scores(score, logits, s->experts, s->score, most);
         double of_token = 0;
-        for (int64_t e = 0; e < s->experts; e++) of_token += (double)score[e] * (double)counts[e];
+        for (int64_t e = 0; job->args->balance_sum && e < s->experts; e++)
+            of_token += (double)score[e] * (double)counts[e];
         balance += of_token / (double)sum;
         if (s->score != ROUTER_SOFTMAX) sum = raw_scores(score, logits, s->experts, ROUTER_SOFTMAX, most);
         double lse = (double)most + log((double)sum);
@@ -161,10 +215,15 @@ static void loss_body(void *context, int64_t begin, int64_t end, int thread) {
     job->sums[begin / TOKENS * 2 + 1] = z;
 }
 
-static void sum_losses(const struct stream *stream, const struct route_forward_args *a) {
+static double parts_of(const struct router_shape *s) {
+    return s->parts ? (double)s->parts : 1;
+}
+
+void CPU(route_losses)(const struct stream *stream, const struct route_losses_args *a) {
     const struct router_shape *s = &a->shape;
     struct loss_job job = {a, stream->workspace};
-    double balance = 0, z = 0, of_set = (double)(s->tokens / s->count_sets);
+    double balance = 0, z = 0, of_set = (double)(s->tokens / s->count_sets) * parts_of(s);
+    if (!s->tokens) return;
     threads_for(stream->threads, s->tokens, TOKENS, loss_body, &job);
     for (int64_t i = 0; i < chunks_of(s); i++) {
         balance += job.sums[2 * i];
@@ -173,22 +232,71 @@ static void sum_losses(const struct stream *stream, const struct route_forward_a
     if (a->balance_sum)
         *a->balance_sum +=
             balance * (double)s->experts / ((double)s->topk * of_set * of_set * (double)s->count_sets);
-    if (a->z_sum) *a->z_sum += z / (double)s->tokens;
+    if (a->z_sum) *a->z_sum += z / ((double)s->tokens * parts_of(s));
 }
 
-size_t CPU(route_forward_workspace)(const struct stream *stream, const struct route_forward_args *args) {
+size_t CPU(route_losses_workspace)(const struct stream *stream, const struct route_losses_args *args) {
     (void)stream;
     return (size_t)chunks_of(&args->shape) * 2 * sizeof(double);
 }
 
+/* ---- all of it ---- */
+
+size_t CPU(route_forward_workspace)(const struct stream *stream, const struct route_forward_args *args) {
+    const struct router_shape *s = &args->shape;
+    (void)stream;
+    return s->capacity ? (size_t)(s->tokens * s->topk) * sizeof(int32_t) : 0;
+}
+
 void CPU(route_forward)(const struct stream *stream, const struct route_forward_args *args) {
     threads_for(stream->threads, args->shape.tokens, TOKENS, route_body, (void *)(uintptr_t)args);
-    sort_rows(args);
+    sort_rows(args, args->shape.capacity ? stream->workspace : args->slot_of_row);
     count_choices(args);
-    if ((args->balance_sum || args->z_sum) && args->shape.tokens) sum_losses(stream, args);
+}
+
+SIMD_INLINE void jitter_elements(const struct router_jitter_args *a, int64_t begin, int64_t end,
+                                 enum dtype t) {
+    uint32_t buffer[PHILOX_BUFFER];
+    float least = 1.0f - a->eps, range = 2 * a->eps;
+    void *y = a->y;
+    const void *x = a->x;
+    for (int64_t i0 = begin; i0 < end; i0 += PHILOX_SPAN) {
+        int64_t n = end - i0 < PHILOX_SPAN ? end - i0 : PHILOX_SPAN;
+        const uint32_t *words = philox_words(a->key, a->first_element + (uint64_t)i0, n, buffer);
+        if (a->accumulate) {
+            SIMD_LOOP for (int64_t i = 0; i < n; i++) {
+                float factor = MATH_FMA(range, rng_uniform(words[i]), least);
+                simd_store(y, t, i0 + i, simd_load(y, t, i0 + i) + simd_load(x, t, i0 + i) * factor);
+            }
+        } else {
+            SIMD_LOOP for (int64_t i = 0; i < n; i++) {
+                float factor = MATH_FMA(range, rng_uniform(words[i]), least);
+                simd_store(y, t, i0 + i, simd_load(x, t, i0 + i) * factor);
+            }
+        }
+    }
+}
+
+static void jitter_body(void *context, int64_t begin, int64_t end, int thread) {
+    const struct router_jitter_args *a = context;
+    (void)thread;
+    SIMD_BY_DTYPE(a->dtype, jitter_elements, a, begin, end)
+}
+
+void CPU(router_jitter)(const struct stream *stream, const struct router_jitter_args *args) {
+    enum { CHUNK = 32768 };
+    threads_for(stream->threads, args->n, CHUNK, jitter_body, (void *)(uintptr_t)args);
 }
 
 /* ---- backward ---- */
+
+/* d score / d logit from the score; of a softmax, before its normalisation. With y = sqrt(log(1 + e^x)) it is
+ * sigmoid(x) / (2 y) and sigmoid(x) = 1 - e^(-y^2). */
+static float slope_of(float score, enum router_score kind) {
+    if (kind == ROUTER_SOFTMAX) return score;
+    if (kind == ROUTER_SIGMOID) return score * (1.0f - score);
+    return score > 0 ? -expm1f(-score * score) / (2 * score) : 0;
+}
 
 /* dlogits[e] += the gradient through score[e] / sum. */
 static void through_scores(float *dlogits, const float *score, const float *dscore, float sum, int64_t n,
@@ -197,7 +305,7 @@ static void through_scores(float *dlogits, const float *score, const float *dsco
     for (int64_t e = 0; e < n; e++) dot += score[e] * dscore[e];
     dot /= sum;
     for (int64_t e = 0; e < n; e++) {
-        float slope = kind == ROUTER_SOFTMAX ? score[e] : score[e] * (1.0f - score[e]);
+        float slope = slope_of(score[e], kind);
         dlogits[e] += slope * ((dscore[e] - dot) / sum);
     }
 }
@@ -213,16 +321,19 @@ static void through_chosen(float *dlogits, const int32_t *chosen, const float *d
         dscore[j] = dprobs[j] * scaling;
         sum += own[j];
     }
-    if (s->score == ROUTER_SIGMOID && s->topk == 1)
-        out[0] = own[0] * (1.0f - own[0]) * dscore[0];
+    if (s->score != ROUTER_SOFTMAX && s->topk == 1)
+        out[0] = slope_of(own[0], s->score) * dscore[0];
     else
-        through_scores(out, own, dscore, s->score == ROUTER_SIGMOID ? sum + 1e-20f : sum, s->topk, s->score);
+        through_scores(out, own, dscore, s->score == ROUTER_SOFTMAX ? sum : sum + 1e-20f, s->topk, s->score);
     for (int64_t j = 0; j < s->topk; j++) dlogits[chosen[j]] += out[j];
 }
 
 static void backward_token(const struct route_backward_args *a, int64_t t, float balance) {
     const struct router_shape *s = &a->shape;
-    const float *logits = a->logits + t * s->experts, *dprobs = a->dprobs + t * s->topk;
+    const float *logits = a->logits + t * s->experts;
+    float dprobs[ROUTER_MAX_TOPK];
+    for (int64_t j = 0; j < s->topk; j++)
+        dprobs[j] = s->capacity && a->row_of_slot[t * s->topk + j] < 0 ? 0 : a->dprobs[t * s->topk + j];
     const int32_t *chosen = a->experts + t * s->topk;
     float score[ROUTER_MAX_EXPERTS], dscore[ROUTER_MAX_EXPERTS], *out = a->dlogits + t * s->experts;
     float scaling = s->scaling != 0 ? s->scaling : 1, most = largest(logits, s->experts);
@@ -239,14 +350,15 @@ static void backward_token(const struct route_backward_args *a, int64_t t, float
     if (over_all || balance != 0) through_scores(out, score, dscore, sum, s->experts, s->score);
     if (a->z_scale == 0) return;
     if (s->score != ROUTER_SOFTMAX) sum = raw_scores(score, logits, s->experts, ROUTER_SOFTMAX, most);
-    float lse = most + (float)log((double)sum), factor = a->z_scale * 2 * lse / ((float)s->tokens * sum);
+    float lse = most + (float)log((double)sum), factor = a->z_scale * 2 * lse;
+    factor /= (float)s->tokens * (float)parts_of(s) * sum;
     for (int64_t e = 0; e < s->experts; e++) out[e] += factor * score[e];
 }
 
 static void backward_body(void *context, int64_t begin, int64_t end, int thread) {
     const struct route_backward_args *a = context;
     const struct router_shape *s = &a->shape;
-    double of_set = (double)(s->tokens / s->count_sets);
+    double of_set = (double)(s->tokens / s->count_sets) * parts_of(s);
     double balance = (double)a->balance_scale * (double)s->experts /
                      ((double)s->topk * of_set * of_set * (double)s->count_sets);
     (void)thread;

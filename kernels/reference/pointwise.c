@@ -101,7 +101,7 @@ void reference_scaled_activation_forward(const struct stream *stream,
         for (int64_t j = 0; j < a.cols; j++) {
             double y = activate(a.kind, load_f32(a.x, a.dtype, i * in + j));
             if (gated) y *= (double)load_f32(a.x, a.dtype, i * in + a.cols + j);
-            y *= a.index[i] < 0 ? 0 : (double)a.scales[a.index[i]];
+            y = a.index[i] < 0 ? 0 : y * (double)a.scales[a.index[i]];
             store_f32(a.y, a.dtype, i * a.cols + j, (float)y);
         }
 }
@@ -118,6 +118,7 @@ void reference_scaled_activation_backward(const struct stream *stream,
             double x = load_f32(a.x, a.dtype, i * in + j);
             double up = gated ? (double)load_f32(a.x, a.dtype, i * in + a.cols + j) : 1;
             double dy = load_f32(a.dy, a.dtype, i * a.cols + j), value = activate(a.kind, x);
+            if (a.index[i] < 0) dy = x = up = value = 0;
             sum += dy * value * up;
             store_f32(a.dx, a.dtype, i * in + j, (float)(scale * dy * up * activation_slope(a.kind, x)));
             if (gated) store_f32(a.dx, a.dtype, i * in + a.cols + j, (float)(scale * dy * value));

@@ -317,6 +317,16 @@ struct comm_request *comm_start_receive(struct comm *comm, void *buf, int64_t by
     return start_message(comm, COMM_KIND_RECEIVE, buf, NULL, bytes, peer, tag);
 }
 
+/* The pieces that a member keeps for itself. */
+void comm_copy_own_pieces(const struct comm_request *request) {
+    size_t bytes = comm_dtype_bytes(request->dtype) * (size_t)request->width;
+    for (int64_t i = request->comm->rank * request->each; i < (request->comm->rank + 1) * request->each; i++)
+        if (request->send_pieces[i].count)
+            memmove((char *)request->buf + (size_t)request->receive_pieces[i].offset * bytes,
+                    (const char *)request->send + (size_t)request->send_pieces[i].offset * bytes,
+                    (size_t)request->send_pieces[i].count * bytes);
+}
+
 /* ---- blocking calls ---- */
 
 void comm_all_reduce(struct comm *comm, void *buf, int64_t count, enum comm_dtype dtype,
@@ -356,6 +366,31 @@ void comm_all_to_all_v(struct comm *comm, void *receive, const int64_t *receive_
     request->send_counts = send_counts;
     request->send_offsets = send_offsets;
     comm_wait(request_start(request, bytes_of(sent, dtype, 1)));
+}
+
+void comm_exchange(struct comm *comm, void *receive, const struct comm_piece *receive_pieces,
+                   const void *send, const struct comm_piece *send_pieces, int64_t each, int64_t width,
+                   enum comm_dtype dtype) {
+    int64_t sent = 0;
+    CHECK(each >= 0 && width >= 0, "exchange on group %s: %lld pieces of width %lld", comm->name,
+          (long long)each, (long long)width);
+    for (int64_t i = 0; i < each * comm->size; i++) {
+        CHECK(send_pieces[i].count >= 0 && receive_pieces[i].count >= 0,
+              "exchange on group %s: a count below 0", comm->name);
+        if (i / each != comm->rank)
+            sent += send_pieces[i].count;
+        else
+            CHECK(send_pieces[i].count == receive_pieces[i].count,
+                  "exchange on group %s: %lld elements to itself, %lld from itself", comm->name,
+                  (long long)send_pieces[i].count, (long long)receive_pieces[i].count);
+    }
+    struct comm_request *request = request_new(comm, COMM_KIND_ALL_TO_ALL, receive, 0, dtype);
+    request->send = send;
+    request->receive_pieces = receive_pieces;
+    request->send_pieces = send_pieces;
+    request->each = each;
+    request->width = width;
+    comm_wait(request_start(request, bytes_of(sent * width, dtype, 1)));
 }
 
 void comm_broadcast(struct comm *comm, void *buf, int64_t count, enum comm_dtype dtype, int root) {

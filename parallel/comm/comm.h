@@ -107,6 +107,15 @@ void comm_all_to_all(struct comm *comm, void *receive, const void *send, int64_t
 void comm_all_to_all_v(struct comm *comm, void *receive, const int64_t *receive_counts,
                        const int64_t *receive_offsets, const void *send, const int64_t *send_counts,
                        const int64_t *send_offsets, enum comm_dtype dtype);
+/* With lists of pieces: member m is sent send_pieces[m * each .. (m + 1) * each) in this order, and fills
+ * receive_pieces[m * each ..) likewise. Offsets and counts are in units of `width` elements; the counts that
+ * two members have for each other must be equal, piece by piece; a count may be 0. */
+struct comm_piece {
+    int64_t offset, count;
+};
+void comm_exchange(struct comm *comm, void *receive, const struct comm_piece *receive_pieces,
+                   const void *send, const struct comm_piece *send_pieces, int64_t each, int64_t width,
+                   enum comm_dtype dtype);
 void comm_broadcast(struct comm *comm, void *buf, int64_t count, enum comm_dtype dtype, int root);
 void comm_barrier(struct comm *comm);
 

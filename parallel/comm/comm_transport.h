@@ -17,7 +17,9 @@ struct comm_request {
     const void *send; /* what is sent where it is not `buf` */
     int64_t count;    /* elements as in the call; bytes for send and receive */
     const int64_t *receive_counts, *receive_offsets, *send_counts,
-        *send_offsets; /* all-to-all-v, else NULL */
+        *send_offsets;                                     /* all-to-all-v, else NULL */
+    const struct comm_piece *receive_pieces, *send_pieces; /* exchange, else NULL: `each` for every member */
+    int64_t each, width;
     int peer;          /* send and receive: a member; broadcast: the root */
     int tag;           /* send and receive */
     uint64_t sequence; /* of this collective on its communicator; 0 for send and receive */
@@ -81,6 +83,8 @@ struct comm {
 };
 
 uint64_t comm_now_ns(void);
+/* Of an exchange: what a member sends to itself. */
+void comm_copy_own_pieces(const struct comm_request *request);
 
 /* For the MPI transport, built with MPI=1: opens MPI and fills in rank, size, locals, transport and state. */
 int comm_mpi_world_open(struct comm_world *world, struct err *err);

@@ -7,6 +7,7 @@
  *   reduce-scatter  member r receives the other members' parts of slice r, chunk by chunk, into one of two
  *                   halves of the staging, sums them in rank order and writes its slice
  *   all-reduce      the same, then every member sends its slice to all; small ones send all to all at once
+ *   all-to-all      one block for each member, or (comm_exchange) a list of pieces, in the order of the lists
  *   broadcast       a binomial tree, piece by piece
  *   barrier         rounds at distance 1, 2, 4, ... */
 #include "parallel/comm/mpi_engine.h"
@@ -166,6 +167,32 @@ static enum next next_exchange(struct flight *f, struct flight_cursor *c, bool s
     }
 }
 
+/* The cursor counts messages of a piece in the low half, pieces in the high half. */
+static enum next next_of_pieces(struct flight *f, struct flight_cursor *c, bool send, struct piece *p) {
+    struct comm_request *q = f->request;
+    const struct comm_piece *list = send ? q->send_pieces : q->receive_pieces;
+    int64_t unit = q->width * (int64_t)comm_dtype_bytes(q->dtype);
+    for (;;) {
+        int64_t i = c->piece >> 32, begin = (c->piece & UINT32_MAX) * MPI_PIECE_BYTES, longest = 0;
+        if (i >= q->each) return NEXT_OVER;
+        for (int m = 0; m < q->comm->size; m++)
+            if (m != q->comm->rank && list[m * q->each + i].count > longest)
+                longest = list[m * q->each + i].count;
+        if (begin >= longest * unit) {
+            *c = (struct flight_cursor){.piece = (i + 1) << 32, .step = 1};
+            continue;
+        }
+        p->member = partner(q->comm, c->step, send);
+        const struct comm_piece *piece = &list[p->member * q->each + i];
+        const char *base = send ? q->send : q->buf;
+        p->bytes = least(MPI_PIECE_BYTES, piece->count * unit - begin);
+        p->data = (char *)(uintptr_t)base + piece->offset * unit + begin;
+        p->index = c->piece;
+        cursor_step(c, q->comm->size);
+        if (p->bytes > 0) return NEXT_PIECE;
+    }
+}
+
 static enum next next_broadcast(struct flight *f, struct flight_cursor *c, bool send, struct piece *p) {
     struct comm_request *q = f->request;
     int size = q->comm->size, place = (q->comm->rank - q->peer + size) % size, children = 0;
@@ -231,7 +258,7 @@ static enum next next_piece(const struct mpi_engine *engine, struct flight *f, b
     case COMM_KIND_ALL_GATHER:
         return next_gather(f, c, send, p);
     case COMM_KIND_ALL_TO_ALL:
-        return next_exchange(f, c, send, p);
+        return f->request->send_pieces ? next_of_pieces(f, c, send, p) : next_exchange(f, c, send, p);
     case COMM_KIND_BROADCAST:
         return next_broadcast(f, c, send, p);
     case COMM_KIND_BARRIER:
@@ -416,7 +443,9 @@ void mpi_flight_start(struct mpi_engine *engine, struct comm_request *q) {
     if (f->staged) f->ticket = group->tickets++;
     f->chunk_count = comm_chunk_bytes(q->comm->size) / (int64_t)comm_dtype_bytes(q->dtype);
     f->left[0] = f->left[1] = q->comm->size - 1;
-    if (q->kind == COMM_KIND_ALL_TO_ALL && block_count(q, q->comm->rank, true))
+    if (q->send_pieces)
+        comm_copy_own_pieces(q);
+    else if (q->kind == COMM_KIND_ALL_TO_ALL && block_count(q, q->comm->rank, true))
         memcpy(block_at(q, q->comm->rank, false), block_at(q, q->comm->rank, true),
                (size_t)block_count(q, q->comm->rank, true) * comm_dtype_bytes(q->dtype));
     if (go_on(engine, f)) return; /* moves no data: that is for the helper, or for the wait */

@@ -42,7 +42,10 @@ static void self_start(struct comm_request *request) {
         meet(request);
         return;
     }
-    if (request->kind == COMM_KIND_ALL_TO_ALL) copy_block(request);
+    if (request->send_pieces)
+        comm_copy_own_pieces(request);
+    else if (request->kind == COMM_KIND_ALL_TO_ALL)
+        copy_block(request);
     finish(request);
 }
 

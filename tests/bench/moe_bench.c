@@ -170,7 +170,9 @@ static void run_layer(const struct layer *l, const struct tensors *t, bool packe
                 .n = l->experts, .k = h, .dtype = l->dtype, .c_dtype = DTYPE_F32);
     KERNEL_CALL(route_forward, &stream, .probs = t->probs, .experts = t->experts, .offsets = t->offsets,
                 .row_of_slot = t->row_of_slot, .slot_of_row = t->slot_of_row, .counts = t->counts,
-                .balance_sum = &balance, .logits = t->logits, .shape = s);
+                .logits = t->logits, .shape = s);
+    KERNEL_CALL(route_losses, &stream, .balance_sum = &balance, .logits = t->logits, .counts = t->counts,
+                .shape = s);
     lap(&c, ROUTE);
     KERNEL_CALL(gather_rows, &stream, .y = t->rows, .x = t->x, .index = t->slot_of_row, .rows = rows,
                 .cols = h, .divisor = l->topk, .dtype = l->dtype);

@@ -18,6 +18,17 @@ llama() { # layers, hidden, MLP width, heads, groups, words, matrices of words
     local l=$1 h=$2 f=$3
     echo $(($7 * $(padded "$6") * h + l * (2 * h * h + 2 * h * (h / $4 * $5) + 3 * h * f + 2 * h) + h))
 }
+mixtral() { # layers, hidden, width of an expert, heads, groups, words, experts
+    local l=$1 h=$2 f=$3
+    echo $((2 * $(padded "$6") * h + l * (2 * h * h + 2 * h * (h / $4 * $5) + $7 * (h + 3 * h * f) + 2 * h) + h))
+}
+deepseek() { # layers, dense ones, hidden, MLP width, width of an expert, experts, shared experts, words, layers of multi-token prediction;
+    local l=$1 dense=$2 h=$3 f=$4 e=$5 q=1536 kv=512 plain=128 rope=64 value=128 heads=128 # the latents and heads of V3
+    local attention=$((h * q + q + q * heads * (plain + rope) + h * (kv + rope) + kv + kv * heads * (plain + value) + heads * value * h))
+    local moe=$(($6 * h + ($6 + $7) * 3 * h * e))
+    # a layer of multi-token prediction: two norms, a projection of twice the width, a layer with experts, a norm
+    echo $((2 * $(padded "$8") * h + l * (attention + 2 * h) + dense * 3 * h * f + (l - dense) * moe + h + $9 * (attention + 2 * h + moe + 2 * h * h + 3 * h)))
+}
 formula() { # name: the exact size as a script of that name must have it, and the published one
     case $1 in
     gpt2_124m) gpt 12 768 50257 1024 && echo 124439808 ;;       # parameters of the published weights
@@ -27,6 +38,9 @@ formula() { # name: the exact size as a script of that name must have it, and th
     llama3_70b) llama 80 8192 28672 64 8 128256 2 && echo 70553706496 ;;
     llama3.1_405b) llama 126 16384 53248 128 8 128256 2 && echo 405853388800 ;;
     llama3.2_1b) llama 16 2048 8192 32 8 128256 1 && echo 1235814400 ;;
+    mixtral_8x7b) mixtral 32 4096 14336 32 8 32000 8 && echo 46702792704 ;;
+    # the model card: 671B and 14B of multi-token prediction, which counts embedding and head again
+    deepseek_v3_671b) deepseek 61 3 7168 18432 2048 256 1 129280 1 && echo $((685000000000 - 2 * 129280 * 7168)) ;;
     *) echo 0 0 ;;
     esac
 }
@@ -63,13 +77,24 @@ trains() { # name, ranks
     [ -s "$1.$2.jsonl" ] || tail -n 3 err | sed 's/^/# /'
     ok "$1: its loss is finite and falls" losses_fall "$1.$2.jsonl"
 }
+agrees() { # name: four ranks with one
+    ok "and agree with one rank" awk -v a="$(value "$1.1.jsonl" lm_loss)" -v b="$(value "$1.4.jsonl" lm_loss)" 'BEGIN { d = a - b; exit !(d * d < 1e-3) }'
+}
 trains gpt2_124m 1
 trains llama3_70b 1
+trains mixtral_8x7b 1
+trains deepseek_v3_671b 1
 if command -v mpirun >/dev/null && [[ $("$PRETRAIN" --version) == *mpi=1* ]]; then
     trains llama3_70b 4
     contains "which are tensor and pipeline parallel" out "tensor_model_parallel_size ...................... 2  (command line)" \
         "pipeline_model_parallel_size .................... 2  (command line)"
-    ok "and agree with one rank" awk -v a="$(value llama3_70b.1.jsonl lm_loss)" -v b="$(value llama3_70b.4.jsonl lm_loss)" 'BEGIN { d = a - b; exit !(d * d < 1e-3) }'
+    agrees llama3_70b
+    trains mixtral_8x7b 4
+    contains "with experts over two ranks and two stages" out "expert_model_parallel_size ...................... 2  (command line)" \
+        "pipeline_model_parallel_size .................... 2  (command line)"
+    agrees mixtral_8x7b
+    trains deepseek_v3_671b 4
+    agrees deepseek_v3_671b
 else
     echo "ok $((number += 1)) - small siblings on four ranks # SKIP no MPI"
 fi

@@ -40,6 +40,11 @@ MODELS = {
  --rotary-scaling-factor 40 --mscale 1 --mscale-all-dim 0.5 --position-embedding-type rope --normalization RMSNorm --swiglu
  --disable-bias-linear --untie-embeddings-and-output-weights --qk-layernorm""".split(),
 }
+# Two layers of eight have experts. In "moe_all" every token goes to all of them: no rounding can change a choice.
+MODELS["moe"] = """--num-experts 8 --moe-router-topk 2 --moe-ffn-hidden-size 48 --moe-layer-freq 4 --moe-aux-loss-coeff 0.01
+ --moe-shared-expert-intermediate-size 32 --position-embedding-type rope --normalization RMSNorm --swiglu --disable-bias-linear
+ --untie-embeddings-and-output-weights""".split()
+MODELS["moe_all"] = MODELS["moe"] + ["--moe-router-topk", "8"]
 DTYPE = {"fp32": [], "bf16": ["--bf16"], "fp16": ["--fp16", "--initial-loss-scale", "16777216", "--hysteresis", "1"]}
 SHARDING = {
     "none": [],
@@ -73,6 +78,9 @@ def flags(layout):
     add("--tensor-model-parallel-size", layout["tp"])
     add("--pipeline-model-parallel-size", layout["pp"])
     add("--context-parallel-size", layout["cp"])
+    add("--expert-model-parallel-size", layout.get("ep", 1))
+    if "etp" in layout:
+        out += ["--expert-tensor-parallel-size", str(layout["etp"])]
     if layout["sp"]:
         out.append("--sequence-parallel")
     if layout["vpp"] > 1 and layout.get("split") != "layout":
@@ -98,6 +106,7 @@ def flags(layout):
 
 def name(layout):
     words = [f"{axis}{layout[axis]}" for axis in ("tp", "pp", "cp", "dp") if layout[axis] > 1] or ["one rank"]
+    words += [f"{axis}{layout[axis]}" for axis in ("ep", "etp") if axis in layout]
     if layout["sp"]:
         words.append("sp")
     if layout["vpp"] > 1:
@@ -116,6 +125,11 @@ ONE = {"tp": 1, "sp": 0, "pp": 1, "vpp": 1, "dp": 1, "cp": 1, "sharding": "none"
 
 def layout_of(**axes):
     return {**ONE, **axes}
+
+
+def compared(line):
+    """Keys of a line's losses and norm."""
+    return ["lm_loss", "grad_norm"] + sorted(key for key in line if key.startswith("mtp_"))
 
 
 class Run:
@@ -139,12 +153,11 @@ class Run:
 
     def bits(self):
         """All that must be equal bit for bit between two runs of one layout."""
-        keys = ("iteration", "lm_loss", "grad_norm", "params_hash")
-        return [tuple(line[key] for key in keys) for line in self.lines] + self.validation
+        return [tuple(line[key] for key in ("iteration", "params_hash", *compared(line))) for line in self.lines] + self.validation
 
     def scalars(self):
         """None: the gradient norm of an iteration whose gradients overflow in float16."""
-        return [line[key] for line in self.lines for key in ("lm_loss", "grad_norm")] + self.validation
+        return [line[key] for line in self.lines for key in compared(line)] + self.validation
 
     def peaks(self):
         if not self.lines:

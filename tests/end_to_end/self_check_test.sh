@@ -14,6 +14,10 @@ LLAMA="--position-embedding-type rope --normalization RMSNorm --swiglu --disable
 FULL="--recompute-granularity full --recompute-method"
 TP="--tensor-model-parallel-size"
 PP="--pipeline-model-parallel-size"
+EP="--expert-model-parallel-size"
+MOE="--num-experts 32 --moe-router-topk 2 --moe-ffn-hidden-size 128 --moe-layer-freq [0]*2+[1]*6 --moe-aux-loss-coeff 0.01
+ --moe-shared-expert-intermediate-size 64 --swiglu --disable-bias-linear --position-embedding-type rope
+ --untie-embeddings-and-output-weights"
 has_mpi() { ldd "$PRETRAIN" | grep -q libmpi && command -v mpirun >/dev/null; }
 ranks() { # ranks, program, flags...
     local n=$1
@@ -46,6 +50,9 @@ if has_mpi; then
     agrees "context parallel" 2 --context-parallel-size 2
     agrees "pipeline, tensor, sequence parallel, recompute" 4 $TP 2 $PP 2 --sequence-parallel $FULL block --recompute-num-layers 1
     agrees "virtual stages, data parallel" 4 $PP 2 --num-virtual-stages-per-pipeline-rank 2 $FULL uniform --recompute-num-layers 2
+    agrees "experts over ranks that split sequences, FSDP" 4 $TP 2 --sequence-parallel $EP 2 --expert-tensor-parallel-size 1 $MOE \
+        --use-megatron-fsdp --data-parallel-sharding-strategy optim_grads_params
+    agrees "experts split both ways, pipeline, sharded optimizer" 8 $TP 2 $PP 2 --sequence-parallel $EP 2 $MOE --use-distributed-optimizer
     agrees "zero-bubble, uneven stages" 2 $PP 2 --pipeline-schedule zero-bubble --decoder-first-pipeline-num-layers 3
 fi
 
@@ -80,6 +87,8 @@ if has_mpi && command -v cc >/dev/null && [ -e "$B/libpretrain.a" ]; then
         's/if (plan->params\[i\].is_tied_copy) {/if (0) {/' $PP 2
     disagrees "the loss is not divided by the data-parallel ranks" 2 core/train/step.c \
         's/micro_batches \* (double)t->cfg->data_parallel_size/micro_batches/'
+    disagrees "gradients of experts are summed over ranks with other experts" 4 core/train/sync.c \
+        's/b->family == FAMILY_EXPERT ? e->comms.expert_data : e->comms.data/e->comms.data/' $EP 2 $MOE
     disagrees "each rank draws its own dropout masks" 2 core/train/step.c \
         's/a->micro_batch \* (int)t->cfg->data_parallel_size + data_rank(t)/a->micro_batch/'
     disagrees "every rank saves the first share of a layer's input" 2 core/train/executor.c \

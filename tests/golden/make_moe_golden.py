@@ -58,7 +58,7 @@ def route(logits, c, bias=None):
         scores = torch.softmax(logits, -1) if c["pre"] else logits
         keys = scores
     else:
-        scores = torch.sigmoid(logits)
+        scores = torch.sigmoid(logits) if c["score"] == "sigmoid" else F.softplus(logits).sqrt()
         keys = scores + bias if bias is not None else scores
     if c["groups"]:
         t, e = keys.shape
@@ -78,7 +78,9 @@ def route(logits, c, bias=None):
 def balance_loss(logits, c):
     """Rows are [s, b]; one set of counts, or one per sequence. Without its coefficient."""
     t, e = logits.shape
-    p = torch.softmax(logits, -1) if c["score"] == "softmax" else torch.sigmoid(logits)
+    kinds = dict(softmax=lambda x: torch.softmax(x, -1), sigmoid=torch.sigmoid,
+                 sqrtsoftplus=lambda x: F.softplus(x).sqrt())
+    p = kinds[c["score"]](logits)
     if c["score"] != "softmax":
         p = p / (p.sum(-1, keepdim=True) + 1e-20)
     counts = torch.zeros_like(logits).scatter(1, top(logits.detach(), c["topk"]), 1.0)
@@ -217,9 +219,10 @@ def whole_model(name, **c):
     print(name, "loss", loss.item(), "balance", balance.item(), "z", z.item())
 
 
-router_cases()
-SHARED = dict(layers=2, hidden=32, heads=4, groups_kv=2, head_dim=8, seq=12, batch=2, vocab=64, ffn=48)
-whole_model("tiny_moe", **SHARED, experts=6, topk=2, score="softmax", pre=False, groups=0, group_topk=0, scaling=0,
-            sets=1, moe_ffn=24, shared=24, gate=True, balance_coeff=0.05, z_coeff=0.02)
-whole_model("tiny_moe_sigmoid", **SHARED, experts=8, topk=4, score="sigmoid", pre=False, groups=4, group_topk=2,
-            scaling=2.5, sets=2, moe_ffn=24, shared=24, gate=False, balance_coeff=0.05, z_coeff=0)
+if __name__ == "__main__":
+    router_cases()
+    SHARED = dict(layers=2, hidden=32, heads=4, groups_kv=2, head_dim=8, seq=12, batch=2, vocab=64, ffn=48)
+    whole_model("tiny_moe", **SHARED, experts=6, topk=2, score="softmax", pre=False, groups=0, group_topk=0, scaling=0,
+                sets=1, moe_ffn=24, shared=24, gate=True, balance_coeff=0.05, z_coeff=0.02)
+    whole_model("tiny_moe_sigmoid", **SHARED, experts=8, topk=4, score="sigmoid", pre=False, groups=4, group_topk=2,
+                scaling=2.5, sets=2, moe_ffn=24, shared=24, gate=False, balance_coeff=0.05, z_coeff=0)

@@ -68,6 +68,23 @@ TEST(mixture_of_experts) {
     s.moe.group_topk = s.moe.group_count;
     s.moe.z_coeff = 0.03f;
     expect_derivatives("moe sigmoid", s);
+    /* Dropped by position, so that the choice does not depend on the weights; jitter is a function. */
+    struct model l = tiny_moe_limited();
+    l.moe.topk = l.moe.experts;
+    l.moe.drops_by_position = true;
+    expect_derivatives("moe with capacity, jitter and the balance of the batch", l);
+}
+
+TEST(multi_token_prediction) {
+    struct model m = tiny_mtp();
+    m.layers = 1;
+    expect_derivatives("mtp with fused loss", m);
+    m.fused_loss = false, m.tied = true;
+    expect_derivatives("mtp tied", m);
+    m = tiny_moe_mtp();
+    m.moe.topk = m.moe.experts;
+    m.layers = 1, m.moe.pattern = NULL, m.mtp_layers = 1;
+    expect_derivatives("mtp with experts", m);
 }
 
 TEST(latent_attention) {
@@ -98,8 +115,9 @@ TEST(every_activation) {
 
 /* Every parameter learns: no gradient is zero (except the key bias, which moves no softmax). */
 TEST(no_parameter_is_left_out) {
-    struct model models[] = {tiny_gpt(), tiny_llama(), tiny_mla(), tiny_moe(), tiny_moe_sigmoid()};
-    for (int k = 0; k < 5; k++) {
+    struct model models[] = {tiny_gpt(), tiny_llama(),       tiny_mla(),
+                             tiny_moe(), tiny_moe_sigmoid(), tiny_moe_mtp()};
+    for (int k = 0; k < 6; k++) {
         struct plan_request request = tiny_request(models[k], (struct recompute_policy){0});
         struct tiny t;
         tiny_open(&t, &request);
@@ -114,5 +132,6 @@ TEST(no_parameter_is_left_out) {
     }
 }
 
-RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts), CASE(latent_attention),
-          CASE(gpt_unfused_with_plain_loss), CASE(every_activation), CASE(no_parameter_is_left_out))
+RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts), CASE(multi_token_prediction),
+          CASE(latent_attention), CASE(gpt_unfused_with_plain_loss), CASE(every_activation),
+          CASE(no_parameter_is_left_out))

@@ -37,6 +37,7 @@ static struct model random_model(void) {
         m.head_dim = m.plain_dim + m.rotary_dim;
         m.kv_rank = 1 + dice(20), m.q_rank = dice(2) * 9;
     }
+    if (!m.learned_positions) m.mtp_layers = dice(3);
     m.hidden_dropout = dice(2) ? 0.1f : 0;
     m.attention_dropout = dice(2) ? 0.1f : 0;
     if (dice(2)) return m;
@@ -45,7 +46,12 @@ static struct model random_model(void) {
     m.moe.ffn = 8 * (1 + dice(8));
     m.moe.shared_ffn = dice(2) ? 8 * (1 + dice(8)) : 0;
     m.moe.shared_gate = dice(2);
-    m.moe.score = (enum router_score)dice(2);
+    m.moe.score = (enum router_score)dice(3);
+    m.moe.expert_bias = m.moe.score != ROUTER_SOFTMAX && dice(2);
+    m.moe.balance_globally = dice(2);
+    m.moe.jitter = dice(2) ? 0.1f : 0;
+    m.moe.capacity_factor = dice(2) ? 0.5 * (1 + dice(4)) : 0;
+    m.moe.pads_to_capacity = m.moe.capacity_factor > 0 && dice(2);
     m.moe.pattern = dice(2) ? "10101" : NULL;
     return m;
 }
@@ -217,6 +223,17 @@ TEST(layer_memory_with_experts_is_the_formula) {
     EXPECT_EQ(bytes_per_layer(m, full), 2 * t * h + pinned);
     m.moe.shared_gate = true; /* keeps what it multiplies and what with */
     EXPECT_EQ(bytes_per_layer(m, none), all + 2 * t * h + 2 * t);
+    /* a capacity of 48 slots: fewer rows than slots; of 128: more, when every expert is filled up */
+    m.moe.shared_gate = false;
+    m.moe.capacity_factor = 0.75;
+    double few = 8 * 48, many = 8 * 128, rest = attention + 12 * t * k + 64 + 64 + 4 * t * e + 6 * t * shared;
+    EXPECT_EQ(bytes_per_layer(m, none), rest + (4 + 6 * f) * few);
+    m.moe.capacity_factor = 2;
+    EXPECT_EQ(bytes_per_layer(m, none), rest + (4 + 6 * f) * t * k);
+    m.moe.pads_to_capacity = true;
+    EXPECT_EQ(bytes_per_layer(m, none), rest + (4 + 6 * f) * many);
+    m.moe.jitter = 0.1f; /* is asked for again */
+    EXPECT_EQ(bytes_per_layer(m, none), rest + (4 + 6 * f) * many);
 }
 
 TEST(layer_memory_of_latent_attention_is_the_formula) {
@@ -234,6 +251,41 @@ TEST(layer_memory_of_latent_attention_is_the_formula) {
     EXPECT_EQ(bytes_per_layer(m, (struct recompute_policy){0}),
               2 * sb * (rest + latents + 2 * a * d + 2 * a * dv) + lse);
     EXPECT_EQ(bytes_per_layer(m, SELECTIVE(up)), 2 * sb * (rest + latents + dr + a * dv) + lse);
+}
+
+/* What one more depth of multi-token prediction keeps. */
+static double bytes_per_depth(struct model m, struct recompute_policy policy) {
+    size_t slot[2];
+    for (int i = 0; i < 2; i++) {
+        m.mtp_layers = 1 + i;
+        struct plan_request request = tiny_request(m, policy);
+        struct plan plan;
+        plan_build(&request, &plan);
+        slot[i] = plan.chunks[0].slot_bytes;
+        plan_free(&plan);
+    }
+    return (double)(slot[1] - slot[0]);
+}
+
+TEST(memory_of_multi_token_prediction_is_the_formula) {
+    struct model m = tiny_gpt();
+    m.learned_positions = false, m.rotary_dim = 64, m.rotary_base = 10000;
+    m.dtype = DTYPE_BF16, m.layers = 1;
+    m.hidden = 256, m.heads = m.groups = 4, m.head_dim = 64, m.ffn = 1024, m.seq = 128, m.micro_batch = 2;
+    double sb = (double)(m.seq * m.micro_batch), sbh = sb * 256, asb = sb * 4, layer = 32 * sbh + 4 * asb;
+    double loss = 2 * sb * (double)m.vocab + 4 * sb;
+    struct recompute_policy none = {0}, full = {.granularity = RECOMPUTE_FULL,
+                                                .method = RECOMPUTE_UNIFORM,
+                                                .num_layers = 1};
+    EXPECT_EQ(bytes_per_depth(m, none), layer + 12 * sbh + loss);
+    EXPECT_EQ(bytes_per_depth(m, SELECTIVE(RECOMPUTE_BIT(MODULE_layernorm))), layer + 4 * sbh + loss);
+    EXPECT_EQ(bytes_per_depth(m, SELECTIVE(RECOMPUTE_BIT(MODULE_mlp))), layer - 4 * sbh + loss);
+    EXPECT_EQ(bytes_per_depth(m, full), 6 * sbh + loss);
+    m.fused_loss = true;
+    EXPECT_EQ(bytes_per_depth(m, none), layer + 12 * sbh);
+    EXPECT_EQ(bytes_per_depth(m, full), 6 * sbh);
+    m.hidden_dropout = m.attention_dropout = 0;
+    EXPECT_EQ(bytes_per_depth(m, none), layer + 12 * sbh);
 }
 
 TEST(recompute_lowers_the_peak_by_what_the_frames_shrink) {
@@ -285,5 +337,6 @@ RUN_TESTS(CASE(random_configurations_use_what_was_planned),
           CASE(resident_memory_agrees_within_five_percent), CASE(layer_memory_is_the_formula),
           CASE(layer_memory_with_experts_is_the_formula),
           CASE(layer_memory_of_latent_attention_is_the_formula),
+          CASE(memory_of_multi_token_prediction_is_the_formula),
           CASE(recompute_lowers_the_peak_by_what_the_frames_shrink),
           CASE(fused_loss_peak_is_under_five_percent_of_plain))

@@ -5,17 +5,37 @@
  * differences and golden tensors. */
 #include "tests/tiny_model.h"
 
+/* What the routers counted in a step: each token once. */
+static uint64_t count_of_tokens(const struct tiny *t) {
+    uint64_t hash = 0;
+    for (int i = 0; i < t->plan.num_routers; i++) {
+        const struct router_state *r = &t->executor.routers[i];
+        int64_t experts = t->plan.routers[i].experts, sum = 0;
+        for (int64_t e = 0; r->tokens && e < experts; e++) {
+            hash = hash * 1000003 + (uint64_t)r->tokens[e];
+            sum += r->tokens[e];
+        }
+        for (int64_t e = 0; r->seen && e < experts; e++) hash = hash * 1000003 + (uint64_t)r->seen[e];
+        const struct model *m = &t->plan.request.model;
+        EXPECT(!r->tokens || (sum > 0 && sum <= 3 * m->seq * m->micro_batch * m->moe.topk),
+               "router %d counted %lld tokens", i, (long long)sum);
+        EXPECT(!r->seen || r->batches == 3, "router %d saw %d micro-batches", i, r->batches);
+    }
+    return hash;
+}
+
 static void expect_equal(const char *what, struct model m, struct recompute_policy policy, double loss,
-                         const struct router_losses *router, const float *grads) {
+                         const struct router_losses *router, uint64_t counts, const float *grads) {
     struct plan_request request = tiny_request(m, policy);
     struct tiny t;
     tiny_open(&t, &request);
-    double again = tiny_step(&t, 5);
+    double again = tiny_objective(&t, tiny_step(&t, 5));
     float *mine = tiny_grads(&t);
     EXPECT(tiny_all_finite(mine, t.plan.num_parameters), "%s: not finite", what);
     EXPECT(again == loss, "%s: loss %.17g, without recompute %.17g", what, again, loss);
     EXPECT(!memcmp(&t.executor.router_losses, router, sizeof(*router)), "%s: router losses %.17g and %.17g",
            what, t.executor.router_losses.balance, t.executor.router_losses.z);
+    EXPECT(count_of_tokens(&t) == counts, "%s: routers counted otherwise", what);
     int64_t different = 0;
     for (int64_t i = 0; i < t.plan.num_parameters; i++) different += memcmp(&mine[i], &grads[i], 4) != 0;
     EXPECT(different == 0, "%s: %lld of %lld gradients differ", what, (long long)different,
@@ -40,7 +60,7 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
     struct tiny t;
     char what[128];
     tiny_open(&t, &request);
-    double loss = tiny_step(&t, 5);
+    double loss = tiny_objective(&t, tiny_step(&t, 5));
     float *grads = tiny_grads(&t);
     EXPECT(isfinite(loss) && loss > 0, "%s: loss %g", name, loss);
     EXPECT(tiny_all_finite(grads, t.plan.num_parameters), "%s: reference not finite", name);
@@ -48,14 +68,15 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
     for (int64_t i = 0; i < t.plan.num_parameters; i++) norm += (double)grads[i] * (double)grads[i];
     EXPECT(norm > 0, "%s: gradients are all zero", name);
     struct router_losses router = t.executor.router_losses;
+    uint64_t counts = count_of_tokens(&t);
     EXPECT(!m.moe.experts || (router.balance > 0 && isfinite(router.balance)), "%s: balancing loss %g", name,
            router.balance);
-    expect_equal(name, m, request.recompute, loss, &router, grads);
+    expect_equal(name, m, request.recompute, loss, &router, counts, grads);
     for (recompute_set set = 0; set < RECOMPUTE_BIT(MODULE_COUNT); set++) {
         if (!has_all(&m, set)) continue;
         snprintf(what, sizeof(what), "%s selective %#x", name, set);
         expect_equal(what, m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = set},
-                     loss, &router, grads);
+                     loss, &router, counts, grads);
     }
     for (int method = RECOMPUTE_UNIFORM; method <= RECOMPUTE_BLOCK; method++)
         for (int n = 1; n <= (int)m.layers; n++) {
@@ -65,7 +86,7 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
                          (struct recompute_policy){.granularity = RECOMPUTE_FULL,
                                                    .method = (enum recompute_method)method,
                                                    .num_layers = n},
-                         loss, &router, grads);
+                         loss, &router, counts, grads);
         }
     mem_free(grads);
     tiny_close(&t);
@@ -88,6 +109,13 @@ TEST(mixture_of_experts) {
     }
 }
 
+TEST(experts_with_bias_capacity_and_jitter) {
+    struct model m = tiny_moe_padded();
+    expect_equal_for_all_policies("moe limited", tiny_moe_limited());
+    m.dtype = DTYPE_BF16;
+    expect_equal_for_all_policies("moe padded", m);
+}
+
 /* As DeepSeek-V3: latent attention before experts. */
 TEST(experts_behind_latent_attention) {
     struct model m = tiny_mla(), moe = tiny_moe_sigmoid();
@@ -95,6 +123,21 @@ TEST(experts_behind_latent_attention) {
     m.layers = 2;
     m.dtype = DTYPE_BF16;
     expect_equal_for_all_policies("mla moe", m);
+}
+
+/* A depth is a group of its own under uniform; block does not reach it. */
+TEST(multi_token_prediction) {
+    struct model m = tiny_mtp();
+    m.layers = 2;
+    expect_equal_for_all_policies("mtp", m);
+    m.fused_loss = false, m.tied = true, m.qk_norm = false, m.dtype = DTYPE_BF16;
+    expect_equal_for_all_policies("mtp tied bf16", m);
+    m = tiny_moe_mtp();
+    m.layers = 2, m.mtp_layers = 1;
+    expect_equal_for_all_policies("mtp moe", m);
+    struct model mla = tiny_mla();
+    mla.layers = 1, mla.mtp_layers = 1, mla.flash = false;
+    expect_equal_for_all_policies("mtp mla", mla);
 }
 
 TEST(latent_attention) {
@@ -226,6 +269,35 @@ TEST(reruns_of_latent_attention_are_those_of_the_closed_form) {
                   -1);
 }
 
+TEST(reruns_of_multi_token_prediction_are_those_of_the_closed_form) {
+    struct model m = tiny_mtp();
+    m.layers = 1, m.qk_norm = false, m.hidden_dropout = 0;
+    recompute_set norm = RECOMPUTE_BIT(MODULE_layernorm);
+#define LAYER "input_layernorm", "linear_qkv", "attention", "linear_proj", "residual_attention", "linear_fc1"
+    expect_reruns(m, (struct recompute_policy){.granularity = RECOMPUTE_NONE}, OPS(NULL), 0);
+    /* in the layer and in both depths the two norms; in the depths the joined norms too */
+    expect_reruns(m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = norm},
+                  OPS("input_layernorm", "pre_mlp_layernorm"), 3 * 2 + 2 * 3);
+    /* a layer re-runs 9 ops; a depth the embedding, two norms, their join and the projection more */
+    expect_reruns(m,
+                  (struct recompute_policy){
+                      .granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 1},
+                  OPS(LAYER), 3 * 9 + 2 * 5);
+    struct plan_request request = tiny_request(
+        m,
+        (struct recompute_policy){.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_BLOCK, .num_layers = 1});
+    struct plan plan;
+    plan_build(&request, &plan);
+    EXPECT_EQ(count_reruns(&plan, NULL), 9);
+    plan_free(&plan);
+    static const int64_t second_depth[] = {2};
+    request.recompute.layer_ids = second_depth, request.recompute.num_layer_ids = 1;
+    plan_build(&request, &plan);
+    EXPECT_EQ(count_reruns(&plan, NULL), 14);
+    EXPECT_EQ(count_reruns(&plan, "eh_proj"), 1);
+    plan_free(&plan);
+}
+
 TEST(full_recompute_costs_about_22_percent) {
     struct model m = tiny_gpt();
     m.seq = 16, m.hidden = 256, m.head_dim = 64, m.ffn = 1024, m.vocab = 64;
@@ -240,8 +312,10 @@ TEST(full_recompute_costs_about_22_percent) {
 }
 
 RUN_TESTS(CASE(gpt_with_fused_attention), CASE(llama_with_fused_loss), CASE(mixture_of_experts),
-          CASE(experts_behind_latent_attention), CASE(gpt_with_unfused_attention), CASE(latent_attention),
+          CASE(experts_with_bias_capacity_and_jitter), CASE(experts_behind_latent_attention),
+          CASE(multi_token_prediction), CASE(gpt_with_unfused_attention), CASE(latent_attention),
           CASE(latent_attention_in_sixteen_bits), CASE(every_dtype), CASE(without_dropout),
           CASE(reruns_are_those_of_the_closed_form),
           CASE(reruns_of_latent_attention_are_those_of_the_closed_form),
+          CASE(reruns_of_multi_token_prediction_are_those_of_the_closed_form),
           CASE(full_recompute_costs_about_22_percent))

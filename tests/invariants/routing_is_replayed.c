@@ -54,7 +54,7 @@ static float *stormy_step(struct model m, struct recompute_policy policy, bool n
     CHECK(m.seq * m.micro_batch <= MOST, "too many tokens");
     tiny_fill(&m, 1, tokens, labels, positions, mask);
     for (int i = 0; i < MOST; i++) tokens[i] = 7;
-    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f};
+    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f, {0}};
     executor_begin_step(&t.executor, 3);
     const struct schedule_list *list = plan_actions(&t.plan, request.micro_batches);
     for (int i = 0; i < list->count; i++) {
@@ -94,8 +94,8 @@ TEST(a_storm_of_ties_moves_no_row) {
     struct recompute_policy parts = moe;
     parts.modules = RECOMPUTE_BIT(MODULE_moe_act) | RECOMPUTE_BIT(MODULE_shared_experts) |
                     RECOMPUTE_BIT(MODULE_layernorm);
-    struct model models[] = {tiny_moe(), tiny_moe_sigmoid()};
-    for (int i = 0; i < 2; i++) {
+    struct model models[] = {tiny_moe(), tiny_moe_sigmoid(), tiny_moe_limited()};
+    for (int i = 0; i < 3; i++) {
         struct model m = models[i];
         m.hidden_dropout = m.attention_dropout = 0; /* so that tokens stay identical */
         expect_calm("full", m, full);
@@ -115,8 +115,7 @@ static int count_reruns(const struct plan *plan, const char *op) {
     return n;
 }
 
-static void expect_reruns(recompute_set set, const char *const *ops) {
-    struct model m = tiny_moe();
+static void expect_reruns_of(struct model m, recompute_set set, const char *const *ops) {
     m.moe.pattern = NULL;
     struct plan_request request =
         tiny_request(m, (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE, .modules = set});
@@ -129,10 +128,15 @@ static void expect_reruns(recompute_set set, const char *const *ops) {
     plan_free(&plan);
 }
 
+static void expect_reruns(recompute_set set, const char *const *ops) {
+    expect_reruns_of(tiny_moe(), set, ops);
+}
+
 #define OPS(...) ((const char *const[]){__VA_ARGS__, NULL})
 
 /* The rows in expert order are always gathered again; nothing else is without a module that says so. */
 TEST(reruns_are_those_of_the_closed_form) {
+    struct model m = tiny_moe();
     expect_reruns(0, OPS("permute"));
     expect_reruns(RECOMPUTE_BIT(MODULE_moe_act), OPS("permute", "moe_act"));
     expect_reruns(RECOMPUTE_BIT(MODULE_shared_experts),
@@ -140,6 +144,9 @@ TEST(reruns_are_those_of_the_closed_form) {
     expect_reruns(RECOMPUTE_BIT(MODULE_moe), OPS("permute", "router", "experts_fc1", "moe_act", "shared_fc1",
                                                  "activation", "shared_fc2", "shared_gate"));
     expect_reruns(RECOMPUTE_BIT(MODULE_mlp), OPS("permute")); /* dense layers only */
+    m.moe.jitter = 0.1f;                                      /* made again like the rows */
+    expect_reruns_of(m, 0, OPS("permute", "router_jitter"));
+    expect_reruns_of(m, RECOMPUTE_BIT(MODULE_moe_act), OPS("permute", "router_jitter", "moe_act"));
 }
 
 RUN_TESTS(CASE(a_storm_of_ties_moves_no_row), CASE(reruns_are_those_of_the_closed_form))

@@ -34,15 +34,16 @@ static void golden_ids(const struct safetensors_tensor *t, int32_t *out, int64_t
     }
 }
 
-enum golden { GPT, LLAMA, MOE, MOE_SIGMOID, MLA, MLA_DIRECT };
-static const char *const files[] = {"tiny_gpt",         "tiny_llama", "tiny_moe",
-                                    "tiny_moe_sigmoid", "tiny_mla",   "tiny_mla_direct"};
+enum golden { GPT, LLAMA, MOE, MOE_SIGMOID, MTP, MLA, MLA_DIRECT };
+static const char *const files[] = {"tiny_gpt", "tiny_llama", "tiny_moe",       "tiny_moe_sigmoid",
+                                    "tiny_mtp", "tiny_mla",   "tiny_mla_direct"};
 
 static struct model golden_model(enum golden which) {
     struct model m = which == GPT           ? tiny_gpt()
                      : which == LLAMA       ? tiny_llama()
                      : which == MOE         ? tiny_moe()
                      : which == MOE_SIGMOID ? tiny_moe_sigmoid()
+                     : which == MTP         ? tiny_moe_mtp()
                                             : tiny_mla();
     m.moe.ffn = 24;
     m.layers = 2;
@@ -50,6 +51,10 @@ static struct model golden_model(enum golden which) {
     m.fused_loss = false;
     m.qk_norm = which >= MLA; /* of the latents */
     if (which == MLA_DIRECT) m.q_rank = 0;
+    if (which == MTP) {
+        m.moe.experts = 4, m.moe.ffn = 16, m.moe.shared_ffn = 0, m.moe.shared_gate = false;
+        m.moe.balance_coeff = m.moe.z_coeff = 0;
+    }
     m.ffn = which == GPT ? 64 : 48;
     return m;
 }
@@ -64,23 +69,44 @@ static void load_weights(struct tiny *t, const struct safetensors *file) {
     update_compute_copies(&t->executor);
 }
 
-static double run_step(struct tiny *t, const struct safetensors *file) {
-    enum { TOKENS = 24 };
+enum { SEQUENCE = 12, TOKENS = 24, MTP_LAYERS = 2 };
+static const double mtp_factor = 0.3;
+
+/* Labels that count and are `depth` places on, or more. */
+static double counted(const float *mask, int depth) {
+    double n = 0;
+    for (int i = 0; i < TOKENS; i++) n += i % SEQUENCE < depth ? 0 : (double)mask[i];
+    return n;
+}
+
+/* losses[0] is the next token's; then those of multi-token prediction. */
+static void run_step(struct tiny *t, const struct safetensors *file, double losses[1 + MTP_LAYERS]) {
     int32_t tokens[TOKENS], labels[TOKENS], positions[TOKENS];
     float mask[TOKENS];
+    const struct safetensors_tensor *masked = safetensors_find(file, "mask");
     golden_ids(golden(file, "tokens"), tokens, TOKENS);
     golden_ids(golden(file, "labels"), labels, TOKENS);
-    for (int i = 0; i < TOKENS; i++) positions[i] = i % 12, mask[i] = 1;
-    struct micro_batch micro = {tokens, labels, positions, mask, 1.0f / TOKENS, 0, true, 1};
+    for (int i = 0; i < TOKENS; i++) {
+        positions[i] = i % SEQUENCE;
+        mask[i] = masked ? (float)golden_value(masked, i) : 1;
+    }
+    struct micro_batch micro = {tokens, labels, positions, mask, (float)(1 / counted(mask, 0)),
+                                0,      true,   1,         {0}};
+    for (int k = 0; k < MTP_LAYERS; k++)
+        micro.mtp_grad_scale[k] = (float)(mtp_factor / MTP_LAYERS / counted(mask, k + 1));
     executor_begin_step(&t->executor, 0);
     const struct schedule_list *list = plan_actions(&t->plan, 1);
     for (int i = 0; i < list->count; i++) executor_run(&t->executor, &list->actions[i], &micro);
-    return t->executor.loss_sum / TOKENS;
+    losses[0] = t->executor.loss_sum / counted(mask, 0);
+    for (int k = 0; k < MTP_LAYERS; k++) losses[1 + k] = t->executor.mtp_loss_sum[k] / counted(mask, k + 1);
 }
 
-static void compare(const char *what, const struct tiny *t, const struct safetensors *file, double loss) {
-    EXPECT_NEAR(loss, golden_value(golden(file, "loss"), 0), 1e-5);
-    if (t->plan.request.model.moe.experts) {
+static void compare(const char *what, const struct tiny *t, const struct safetensors *file,
+                    const double losses[1 + MTP_LAYERS]) {
+    bool is_mtp = t->plan.request.model.mtp_layers > 0;
+    for (int k = 0; k <= (is_mtp ? MTP_LAYERS : 0); k++)
+        EXPECT_NEAR(losses[k], golden_value(golden(file, is_mtp ? "losses" : "loss"), k), 1e-5);
+    if (t->plan.request.model.moe.balance_coeff != 0) {
         const struct router_losses *l = &t->executor.router_losses;
         double z = t->plan.request.model.moe.z_coeff != 0 ? golden_value(golden(file, "z"), 0) : 0;
         EXPECT_NEAR(l->balance, golden_value(golden(file, "balance"), 0), 1e-5);
@@ -118,7 +144,9 @@ static void check(const char *what, enum golden which, const struct kernels *ker
     struct tiny t;
     tiny_open(&t, &request);
     load_weights(&t, file);
-    compare(what, &t, file, run_step(&t, file));
+    double losses[1 + MTP_LAYERS];
+    run_step(&t, file, losses);
+    compare(what, &t, file, losses);
     tiny_close(&t);
     safetensors_close(file);
 }
@@ -146,6 +174,9 @@ TEST(llama) {
 TEST(mixture_of_experts) {
     check_everywhere(MOE);
     check_everywhere(MOE_SIGMOID);
+}
+TEST(multi_token_prediction) {
+    check_everywhere(MTP);
 }
 TEST(latent_attention_with_yarn) {
     check_everywhere(MLA);
@@ -182,5 +213,6 @@ TEST(yarn_tables_and_scale_are_those_of_deepseek_v3) {
     EXPECT_NEAR(cos_table[0], 1 + 0.1 * log(40.0), 1e-6); /* the concentration at position 0 */
 }
 
-RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts), CASE(latent_attention_with_yarn),
-          CASE(latent_attention_without_query_latent), CASE(yarn_tables_and_scale_are_those_of_deepseek_v3))
+RUN_TESTS(CASE(gpt), CASE(llama), CASE(mixture_of_experts), CASE(multi_token_prediction),
+          CASE(latent_attention_with_yarn), CASE(latent_attention_without_query_latent),
+          CASE(yarn_tables_and_scale_are_those_of_deepseek_v3))

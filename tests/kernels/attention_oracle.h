@@ -4,7 +4,7 @@
  * result it gives the sum of the magnitudes that went into it, from which the bounds on rounding errors are
  * made. */
 #include "core/base/mem.h"
-#include "kernels/kernels.h"
+#include "tests/kernels/tables.h"
 #include "tests/test.h"
 
 enum { GUARD = 64 }; /* poisoned bytes behind every output */
@@ -235,11 +235,10 @@ static inline double worst_error(const void *x, enum dtype dtype, const double *
 
 /* The backends that this processor can run. */
 static inline int list_backends(const struct kernels **list) {
-    static const char *const names[] = {"generic", "avx2", "avx512", "amx"};
     int count = 0;
     list[count++] = kernels_reference();
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        if (kernels_cpu_isa(names[i])) list[count++] = kernels_cpu_isa(names[i]);
+    for (int i = 0; i < ISA_COUNT; i++) {
+        if (table_named(isa_names[i])) list[count++] = table_named(isa_names[i]);
     }
     return count;
 }

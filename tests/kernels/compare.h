@@ -11,6 +11,7 @@
  * roundings times a bound on the magnitude of the numbers they happen to. */
 #include "core/base/mem.h"
 #include "kernels/kernels.h"
+#include "tests/kernels/tables.h"
 #include "tests/test.h"
 
 enum { GUARD = 64 };
@@ -23,14 +24,13 @@ struct tensor {
 };
 
 static const enum dtype float_dtypes[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
-static const char *const isa_names[] = {"generic", "avx2", "avx512", "amx"};
 #define FOR_EACH_DTYPE(t)                                                                                    \
     for (int t##_index = 0; t##_index < 3; t##_index++)                                                      \
         for (enum dtype t = float_dtypes[t##_index], t##_once = 0; !t##_once; t##_once = 1)
 /* Runs the body with `k` set to the table of each instruction set that this processor can run. */
 #define FOR_EACH_ISA(k)                                                                                      \
-    for (int k##_index = 0; k##_index < 4; k##_index++)                                                      \
-        for (const struct kernels *k = kernels_cpu_isa(isa_names[k##_index]); k; k = NULL)
+    for (int k##_index = 0; k##_index < ISA_COUNT; k##_index++)                                              \
+        for (const struct kernels *k = table_named(isa_names[k##_index]); k; k = NULL)
 
 static inline struct tensor tensor_new(enum dtype dtype, int64_t n, bool unaligned) {
     size_t bytes = (size_t)n * dtype_bytes(dtype), offset = GUARD + (unaligned ? dtype_bytes(dtype) : 0);

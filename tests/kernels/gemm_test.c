@@ -4,14 +4,13 @@
  * (k + few) 2^-24 sum |a||b|, plus one rounding to the output type. */
 #include "core/base/mem.h"
 #include "core/base/rng.h"
-#include "kernels/kernels.h"
+#include "tests/kernels/tables.h"
 #include "tests/test.h"
 
-static const char *const isas[] = {"reference", "generic", "avx2", "avx512", "amx"};
-enum { ISAS = sizeof(isas) / sizeof(isas[0]), GUARD = 192 };
+enum { ISAS = 1 + ISA_COUNT, GUARD = 192 };
 
 static const struct kernels *table_of(int index) {
-    return index ? kernels_cpu_isa(isas[index]) : kernels_reference();
+    return index ? table_named(isa_names[index - 1]) : kernels_reference();
 }
 
 enum { MOST_THREADS = 3 };
@@ -230,13 +229,13 @@ static void check_product(const struct product *p, int most_threads) {
         const struct kernels *kernels = table_of(x);
         if (!kernels || (x == 0 && p->m * p->n * p->k > 4000000)) continue;
         multiply(kernels, NULL, p, &t);
-        expect_close(p, &t, isas[x]);
+        expect_close(p, &t, table_of(x)->backend);
         first.block = mem_alloc(t.c.block_bytes, "first result");
         memcpy(first.block, t.c.block, t.c.block_bytes);
         for (int threads = 1; x && threads <= most_threads; threads++) {
             multiply(kernels, team_of(threads), p, &t);
             char text[256];
-            describe(p, isas[x], text);
+            describe(p, table_of(x)->backend, text);
             EXPECT(!memcmp(first.block, t.c.block, t.c.block_bytes), "%s: other bits with %d threads", text,
                    threads);
         }
@@ -326,9 +325,9 @@ TEST(infinities_and_nan_reach_the_result) {
             store_f32(t.a.data, p.dtype, 5 * t.a.ld + 9, NAN);
             multiply(kernels, NULL, &p, &t);
             for (int64_t j = 0; j < p.n; j++) {
-                EXPECT(isinf(matrix_at(&t.c, false, 3, j)), "%s lost an infinity", isas[x]);
-                EXPECT(isnan(matrix_at(&t.c, false, 5, j)), "%s lost a NaN", isas[x]);
-                EXPECT(isfinite(matrix_at(&t.c, false, 4, j)), "%s spread a NaN", isas[x]);
+                EXPECT(isinf(matrix_at(&t.c, false, 3, j)), "%s lost an infinity", table_of(x)->backend);
+                EXPECT(isnan(matrix_at(&t.c, false, 5, j)), "%s lost a NaN", table_of(x)->backend);
+                EXPECT(isfinite(matrix_at(&t.c, false, 4, j)), "%s spread a NaN", table_of(x)->backend);
             }
             tensors_free(&t);
         }
@@ -379,8 +378,8 @@ TEST(bias_gradients_are_column_sums) {
         for (size_t s = 0; s < sizeof(shapes) / sizeof(shapes[0]); s++)
             for (int dtype = 0; dtype <= DTYPE_F16; dtype++)
                 if (table_of(x))
-                    check_bias(table_of(x), isas[x], (enum dtype)dtype, shapes[s][0], shapes[s][1],
-                               (s + (size_t)dtype) % 2);
+                    check_bias(table_of(x), table_of(x)->backend, (enum dtype)dtype, shapes[s][0],
+                               shapes[s][1], (s + (size_t)dtype) % 2);
 }
 
 TEST(malformed_args_are_named) {

@@ -254,9 +254,9 @@ static void check_unfused_attention(const struct kernels *k) {
 }
 
 #define FOR_REFERENCE_AND_EACH_ISA(k)                                                                        \
-    for (int k##_index = -1; open_golden() && k##_index < 4; k##_index++)                                    \
+    for (int k##_index = -1; open_golden() && k##_index < ISA_COUNT; k##_index++)                            \
         for (const struct kernels *k = k##_index < 0 ? kernels_reference()                                   \
-                                                     : kernels_cpu_isa(isa_names[k##_index]);                \
+                                                     : table_named(isa_names[k##_index]);                    \
              k; k = NULL)
 
 TEST(norms_agree_with_pytorch) {

@@ -2,79 +2,7 @@
  * `reference`, and what a selection must be whatever computed it: ties, lonely experts, one expert for all.
  */
 #include "core/checkpoint/safetensors.h"
-#include "tests/kernels/compare.h"
-
-struct routed {
-    struct router_shape s;
-    float *logits, *probs, *dprobs, *dlogits;
-    int32_t *experts, *offsets, *row_of_slot, *slot_of_row, *counts;
-    double balance, z;
-};
-
-static struct routed routed_new(struct router_shape s) {
-    size_t n = (size_t)(s.tokens * s.experts), slots = (size_t)(s.tokens * s.topk);
-    struct routed r = {.s = s};
-    r.logits = mem_new_array(float, n + 1, "test");
-    r.dlogits = mem_new_array(float, n + 1, "test");
-    r.probs = mem_new_array(float, slots + 1, "test");
-    r.dprobs = mem_new_array(float, slots + 1, "test");
-    r.experts = mem_new_array(int32_t, slots + 1, "test");
-    r.row_of_slot = mem_new_array(int32_t, slots + 1, "test");
-    r.slot_of_row = mem_new_array(int32_t, slots + 1, "test");
-    r.offsets = mem_new_array(int32_t, (size_t)s.experts + 1, "test");
-    r.counts = mem_new_array(int32_t, (size_t)(s.count_sets * s.experts), "test");
-    return r;
-}
-
-static void routed_free(struct routed *r) {
-    void *all[] = {r->logits,  r->probs,       r->dprobs,      r->dlogits, r->experts,
-                   r->offsets, r->row_of_slot, r->slot_of_row, r->counts};
-    for (size_t i = 0; i < ARRAY_COUNT(all); i++) mem_free(all[i]);
-}
-
-static void route(const struct kernels *k, struct threads *team, struct routed *r, const float *bias) {
-    r->balance = r->z = 0;
-    RUN_ON(team, k, route_forward, .probs = r->probs, .experts = r->experts, .offsets = r->offsets,
-           .row_of_slot = r->row_of_slot, .slot_of_row = r->slot_of_row, .counts = r->counts,
-           .balance_sum = &r->balance, .z_sum = &r->z, .logits = r->logits, .bias = bias, .shape = r->s);
-    RUN_ON(team, k, route_backward, .dlogits = r->dlogits, .dprobs = r->dprobs, .logits = r->logits,
-           .experts = r->experts, .counts = r->counts, .shape = r->s, .balance_scale = 0.7f, .z_scale = 0.3f);
-}
-
-static void fill(float *x, int64_t n, uint32_t seed, double range) {
-    struct tensor t = tensor_random(DTYPE_F32, n, false, seed, -range, range);
-    memcpy(x, t.data, (size_t)n * sizeof(float));
-    tensor_free(&t);
-}
-
-/* Offsets count, rows and slots are inverse, and rows of an expert rise by token. */
-static void expect_permutation(const struct routed *r, const char *what) {
-    int64_t slots = r->s.tokens * r->s.topk;
-    EXPECT(r->offsets[0] == 0 && r->offsets[r->s.experts] == slots, "%s: offsets end at %d", what,
-           r->offsets[r->s.experts]);
-    for (int64_t e = 0; e < r->s.experts; e++)
-        for (int32_t row = r->offsets[e]; row < r->offsets[e + 1]; row++) {
-            int32_t slot = r->slot_of_row[row];
-            EXPECT(slot >= 0 && slot < slots && r->experts[slot] == e && r->row_of_slot[slot] == row,
-                   "%s: row %d of expert %lld", what, row, (long long)e);
-            EXPECT(row == r->offsets[e] || slot / r->s.topk > r->slot_of_row[row - 1] / r->s.topk,
-                   "%s: rows of an expert are not in order of tokens", what);
-        }
-    for (int64_t t = 0; t < r->s.tokens; t++)
-        for (int64_t i = 0; i < r->s.topk; i++)
-            for (int64_t j = 0; j < i; j++)
-                EXPECT(r->experts[t * r->s.topk + i] != r->experts[t * r->s.topk + j], "%s: token %lld twice",
-                       what, (long long)t);
-}
-
-static double worst(const float *got, const double *want, const float *other, int64_t n) {
-    double off = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double d = fabs((double)got[i] - (want ? want[i] : (double)other[i]));
-        if (!(d <= off)) off = d;
-    }
-    return off;
-}
+#include "tests/kernels/routed.h"
 
 /* ---- PyTorch ---- */
 
@@ -189,9 +117,9 @@ TEST(routers_agree_with_reference) {
 /* ---- ties and extremes ---- */
 
 TEST(ties_go_to_the_lowest_experts) {
-    for (int backend = 0; backend < 5; backend++)
+    for (int backend = 0; backend <= ISA_COUNT; backend++)
         for (int kind = 0; kind < 4; kind++) {
-            const struct kernels *k = backend ? kernels_cpu_isa(isa_names[backend - 1]) : kernels_reference();
+            const struct kernels *k = backend ? table_named(isa_names[backend - 1]) : kernels_reference();
             if (!k) continue;
             struct routed r =
                 routed_new((struct router_shape){.tokens = 100,
@@ -222,8 +150,8 @@ TEST(ties_go_to_the_lowest_experts) {
 
 /* The bias moves the choice and nothing else. */
 TEST(a_bias_changes_the_choice_and_not_the_weights) {
-    for (int backend = 0; backend < 5; backend++) {
-        const struct kernels *k = backend ? kernels_cpu_isa(isa_names[backend - 1]) : kernels_reference();
+    for (int backend = 0; backend <= ISA_COUNT; backend++) {
+        const struct kernels *k = backend ? table_named(isa_names[backend - 1]) : kernels_reference();
         if (!k) continue;
         struct routed r = routed_new((struct router_shape){
             .tokens = 2, .experts = 4, .topk = 1, .count_sets = 1, .score = ROUTER_SIGMOID});

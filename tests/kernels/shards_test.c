@@ -3,9 +3,9 @@
 #include "tests/kernels/compare.h"
 
 #define FOR_EACH_TABLE(k)                                                                                    \
-    for (int k##_index = -1; k##_index < 4; k##_index++)                                                     \
+    for (int k##_index = -1; k##_index < ISA_COUNT; k##_index++)                                             \
         for (const struct kernels *k = k##_index < 0 ? kernels_reference()                                   \
-                                                     : kernels_cpu_isa(isa_names[k##_index]);                \
+                                                     : table_named(isa_names[k##_index]);                    \
              k; k = NULL)
 
 /* ---- embedding ---- */

@@ -256,6 +256,45 @@ TEST(all_to_all_v_takes_any_counts_and_offsets) {
     comm_close(comm);
 }
 
+/* Units in piece i from rank a to rank b; some are empty, one is larger than a message. */
+static int64_t piece_count(int a, int b, int64_t i) {
+    int64_t n = (a * 7 + b * 3 + i * 5) % 6;
+    return n == 5 ? 60000 : n * n;
+}
+
+TEST(exchange_takes_lists_of_pieces) {
+    enum { EACH = 5, WIDTH = 11 };
+    struct comm *comm = open_all();
+    int size = comm_size(comm), rank = comm_rank(comm);
+    struct comm_piece out[64 * EACH], in[64 * EACH];
+    int64_t room = 60001, wrong = 0, units = room * size * EACH, sent = 0;
+    int16_t *a = malloc((size_t)(units * WIDTH) * 2), *b = malloc((size_t)(units * WIDTH) * 2);
+    for (int m = 0; m < size; m++)
+        for (int64_t i = 0; i < EACH; i++) { /* pieces lie in another order than they are listed in */
+            out[m * EACH + i] =
+                (struct comm_piece){room * ((EACH - 1 - i) * size + m), piece_count(rank, m, i)};
+            in[m * EACH + i] = (struct comm_piece){room * (m * EACH + i), piece_count(m, rank, i)};
+            if (m != rank) sent += out[m * EACH + i].count;
+            for (int64_t k = 0; k < out[m * EACH + i].count * WIDTH; k++)
+                a[out[m * EACH + i].offset * WIDTH + k] = (int16_t)(rank * 1000 + m * 100 + i * 10 + k % 7);
+        }
+    for (int64_t i = 0; i < units * WIDTH; i++) b[i] = -1;
+    double before = comm_stats(comm, COMM_KIND_ALL_TO_ALL)->bytes;
+    comm_exchange(comm, b, in, a, out, EACH, WIDTH, COMM_BF16);
+    EXPECT(comm_stats(comm, COMM_KIND_ALL_TO_ALL)->bytes - before == (double)(sent * WIDTH * 2), "bytes");
+    for (int m = 0; m < size; m++)
+        for (int64_t i = 0; i < EACH; i++)
+            for (int64_t k = 0; k < room * WIDTH; k++) {
+                bool inside = k < in[m * EACH + i].count * WIDTH;
+                int16_t due = inside ? (int16_t)(m * 1000 + rank * 100 + i * 10 + k % 7) : -1;
+                wrong += b[in[m * EACH + i].offset * WIDTH + k] != due;
+            }
+    EXPECT_EQ(wrong, 0);
+    free(a);
+    free(b);
+    comm_close(comm);
+}
+
 TEST(messages_match_by_peer_and_tag_in_order) {
     struct comm *comm = open_all();
     int size = comm_size(comm), rank = comm_rank(comm), next = (rank + 1) % size,
@@ -412,7 +451,7 @@ RUN_PARALLEL_TESTS("1 2 3 4 8",
     CASE(reduce_scatter_gives_each_member_its_slice),
     CASE(all_gather_and_broadcast_copy_bytes),
     CASE(all_to_all_moves_every_block_to_its_place),
-    CASE(all_to_all_v_takes_any_counts_and_offsets),
+    CASE(all_to_all_v_takes_any_counts_and_offsets), CASE(exchange_takes_lists_of_pieces),
     CASE(messages_match_by_peer_and_tag_in_order),
     CASE(many_requests_on_several_groups_end_in_any_order),
     CASE(requests_make_progress_while_the_caller_computes),

@@ -15,15 +15,20 @@ struct setting {
     float dropout;
     int64_t chunk, b, a, g, d; /* a and g: per rank of the ring, so that heads can be exchanged */
     int tp_rank;               /* of two */
+    int64_t dv;                /* head size of values; 0: d */
 };
+
+static int64_t value_dim(const struct setting *s) {
+    return s->dv ? s->dv : s->d;
+}
 
 /* Everything on every rank: inputs and the truth, of this tensor-parallel rank's heads. */
 struct whole {
     struct attention_shape z;
     struct attention_window w;
-    void *q, *k, *v, *d_o, *o, *dq, *dk, *dv; /* [b, a|g, seq, d], [seq, b, a * d] */
+    void *q, *k, *v, *d_o, *o, *dq, *dk, *dv; /* [b, a|g, seq, d], [seq, b, a * d]; values dv for d */
     float *lse;
-    int64_t nq, nkv;
+    int64_t nq, no, nk, nv;
 };
 
 static void *new_random(int64_t n, enum dtype dtype, uint64_t seed) {
@@ -63,16 +68,20 @@ static void whole_run(struct whole *x, const struct setting *s, const struct ker
 }
 
 static struct whole whole_open(const struct setting *s, int ranks) {
-    struct whole x = {
-        .z = {.s = 2 * ranks * s->chunk, .b = s->b, .a = s->a * ranks, .g = s->g * ranks, .d = s->d}};
+    struct whole x = {.z = {.s = 2 * ranks * s->chunk,
+                            .b = s->b,
+                            .a = s->a * ranks,
+                            .g = s->g * ranks,
+                            .d = s->d,
+                            .dv = s->dv}};
     x.w = (struct attention_window){.first_head = x.z.a * s->tp_rank, .heads = 2 * x.z.a, .seq = x.z.s};
-    x.nq = x.z.b * x.z.a * x.z.s * x.z.d, x.nkv = x.z.b * x.z.g * x.z.s * x.z.d;
-    void **const by_q[] = {&x.q, &x.d_o}, **const by_kv[] = {&x.k, &x.v};
-    void **const q_results[] = {&x.o, &x.dq}, **const kv_results[] = {&x.dk, &x.dv};
-    for (uint64_t i = 0; i < 2; i++) {
-        *by_q[i] = new_random(x.nq, s->dtype, i + 1), *by_kv[i] = new_random(x.nkv, s->dtype, i + 3);
-        *q_results[i] = new_zeros(x.nq, s->dtype), *kv_results[i] = new_zeros(x.nkv, s->dtype);
-    }
+    int64_t rows = x.z.b * x.z.s;
+    x.nq = rows * x.z.a * s->d, x.no = rows * x.z.a * value_dim(s);
+    x.nk = rows * x.z.g * s->d, x.nv = rows * x.z.g * value_dim(s);
+    x.q = new_random(x.nq, s->dtype, 1), x.d_o = new_random(x.no, s->dtype, 2);
+    x.k = new_random(x.nk, s->dtype, 3), x.v = new_random(x.nv, s->dtype, 4);
+    x.o = new_zeros(x.no, s->dtype), x.dq = new_zeros(x.nq, s->dtype);
+    x.dk = new_zeros(x.nk, s->dtype), x.dv = new_zeros(x.nv, s->dtype);
     x.lse = new_zeros(x.nq / x.z.d, DTYPE_F32);
     return x;
 }
@@ -114,6 +123,7 @@ static void alone_open(struct alone *x, const struct setting *s, struct comm *cp
     struct model m = {.heads = 2 * s->a * ranks,
                       .groups = 2 * s->g * ranks,
                       .head_dim = s->d,
+                      .value_dim = s->dv,
                       .hidden = 2 * s->a * ranks * s->d,
                       .seq = 2 * ranks * s->chunk,
                       .micro_batch = s->b,
@@ -128,9 +138,9 @@ static void alone_open(struct alone *x, const struct setting *s, struct comm *cp
     *x = (struct alone){.code = {0}};
     program_init(&x->p);
     for (int i = 0; i < 3; i++)
-        x->qkv[i] =
-            program_tensor(&x->p, "qkv", s->dtype, 4,
-                           (int64_t[]){s->b, i ? model_groups(&m) : model_heads(&m), model_seq(&m), s->d});
+        x->qkv[i] = program_tensor(&x->p, "qkv", s->dtype, 4,
+                                   (int64_t[]){s->b, i ? model_groups(&m) : model_heads(&m), model_seq(&m),
+                                               i < 2 ? s->d : value_dim(s)});
     x->out = op_add_attention_context(&x->p, &m, x->qkv);
     x->p.input = x->p.output = -1;
     code_init(&x->code, x->p.num_tensors);
@@ -195,9 +205,11 @@ static void compare(struct alone *x, const struct setting *s, const struct whole
     static const char *const names[] = {"o", "dq", "dk", "dv"};
     for (int i = 0; i < 4; i++) {
         const void *got = i ? run_grad(&x->run, x->qkv[i - 1]) : run_tensor(&x->run, x->out);
-        int64_t n = (i < 2 ? w->nq : w->nkv) / ranks, lines = i == 0 ? 1 : s->b * (i < 2 ? w->z.a : w->z.g);
+        const int64_t sizes[] = {w->no, w->nq, w->nk, w->nv};
+        int64_t n = sizes[i] / ranks, lines = i == 0 ? 1 : s->b * (i < 2 ? w->z.a : w->z.g);
+        int64_t width = i == 0 ? s->b * w->z.a * value_dim(s) : i == 3 ? value_dim(s) : s->d;
         void *part = new_zeros(n, s->dtype);
-        cut(part, truth[i], s->dtype, lines, i ? s->d : s->b * w->z.a * s->d, s->chunk, rank, ranks);
+        cut(part, truth[i], s->dtype, lines, width, s->chunk, rank, ranks);
         double error = error_of(got, part, s->dtype, n);
         EXPECT(error <= tolerance_of(s->dtype), "%s %s %s, dropout %g, chunk %d: off by %.3g",
                way_names[s->way], dtype_name(s->dtype), names[i], (double)s->dropout, (int)s->chunk, error);
@@ -217,9 +229,9 @@ static void check(const struct setting *s, struct comm *cp, const struct kernels
     whole_run(&w, s, kernels, run_rng(&x.run, o));
     const void *in[] = {w.q, w.k, w.v};
     for (int i = 0; i < 3; i++)
-        cut(run_tensor(&x.run, x.qkv[i]), in[i], s->dtype, s->b * (i ? w.z.g : w.z.a), s->d, s->chunk, rank,
-            ranks);
-    cut(run_grad(&x.run, x.out), w.d_o, s->dtype, 1, s->b * w.z.a * s->d, s->chunk, rank, ranks);
+        cut(run_tensor(&x.run, x.qkv[i]), in[i], s->dtype, s->b * (i ? w.z.g : w.z.a),
+            i < 2 ? s->d : value_dim(s), s->chunk, rank, ranks);
+    cut(run_grad(&x.run, x.out), w.d_o, s->dtype, 1, s->b * w.z.a * value_dim(s), s->chunk, rank, ranks);
     x.at.kind = INSTR_FORWARD;
     o->def->forward(&x.run, o);
     x.at.kind = INSTR_BACKWARD;
@@ -240,6 +252,9 @@ static const struct setting settings[] = {
     {.dropout = 0, .chunk = 5, .b = 2, .a = 2, .g = 1, .d = 16},
     {.dropout = 0.1f, .chunk = 16, .b = 1, .a = 1, .g = 1, .d = 32, .tp_rank = 1},
     {.dropout = 0.1f, .chunk = 7, .b = 2, .a = 2, .g = 2, .d = 24, .tp_rank = 1},
+    /* multi-latent attention: values narrower than keys, and wider */
+    {.dropout = 0.1f, .chunk = 6, .b = 2, .a = 2, .g = 2, .d = 24, .dv = 16},
+    {.dropout = 0, .chunk = 9, .b = 1, .a = 2, .g = 1, .d = 8, .dv = 20, .tp_rank = 1},
 };
 enum { NUM_SETTINGS = (int)(sizeof(settings) / sizeof(settings[0])) };
 

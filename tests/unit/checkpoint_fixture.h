@@ -52,6 +52,27 @@ static inline struct checkpoint_model fixture_gpt2(void) {
                                      .attention_dropout = 0.1};
 }
 
+static inline struct checkpoint_model fixture_mixtral(void) {
+    struct checkpoint_model m = fixture_llama();
+    m.num_experts = 3, m.moe_topk = 2, m.moe_scaling = 1;
+    m.ffn_hidden_size = m.moe_ffn_hidden_size = 5;
+    return m;
+}
+
+/* A dense layer, then one with experts. */
+static inline struct checkpoint_model fixture_deepseek(void) {
+    struct checkpoint_model m = fixture_llama();
+    m.num_query_groups = 4, m.qk_norm = true, m.norm_epsilon = 1e-6;
+    m.q_lora_rank = 7, m.kv_lora_rank = 6;
+    m.qk_head_dim = 3, m.qk_pos_emb_head_dim = 2, m.v_head_dim = 4, m.kv_channels = 5;
+    m.rope_scaling_factor = 40, m.mscale = 1, m.mscale_all_dim = 0.5;
+    m.num_experts = 4, m.moe_dense_layers = 1, m.moe_topk = 2;
+    m.moe_ffn_hidden_size = 5, m.moe_shared_ffn_size = 10;
+    m.moe_num_groups = 2, m.moe_group_topk = 1, m.moe_scaling = 2.5;
+    m.moe_score = CHECKPOINT_SIGMOID, m.moe_expert_bias = true;
+    return m;
+}
+
 /* LayerNorm with rope: a model that Hugging Face does not have. */
 static inline struct checkpoint_model fixture_megatron(void) {
     struct checkpoint_model m = fixture_llama();

@@ -48,8 +48,8 @@ static void there_and_back(struct fixture *f, enum safetensors_dtype dtype) {
 }
 
 TEST(exported_and_imported_weights_are_the_same) {
-    const struct checkpoint_model models[] = {fixture_llama(), fixture_gpt2(), fixture_qwen(2),
-                                              fixture_qwen(3)};
+    const struct checkpoint_model models[] = {fixture_llama(), fixture_gpt2(),    fixture_qwen(2),
+                                              fixture_qwen(3), fixture_mixtral(), fixture_deepseek()};
     static const enum safetensors_dtype dtypes[] = {SAFETENSORS_F32, SAFETENSORS_BF16, SAFETENSORS_F16};
     for (size_t i = 0; i < ARRAY_COUNT(models) * 3; i++) {
         struct fixture f, back;
@@ -152,6 +152,57 @@ static const char python_reader[] =
     "        check(p + 'mlp.down_proj.weight', [h, f], same)\n"
     "        check(p + 'input_layernorm.weight', [h], same)\n"
     "        check(p + 'post_attention_layernorm.weight', [h], same)\n"
+    "elif family == 'mixtral':\n"
+    "    h, f, v = config['hidden_size'], config['intermediate_size'], config['vocab_size']\n"
+    "    assert config['architectures'] == ['MixtralForCausalLM'] and config['num_experts_per_tok'] == 2\n"
+    "    E = config['num_local_experts']; assert (h, f, E) == (8, 5, 3)\n"
+    "    checked = set(n for n in header if 'block_sparse_moe' not in n)\n" /* as Llama's */
+    "    for l in range(config['num_hidden_layers']):\n"
+    "        p = 'model.layers.%d.block_sparse_moe.' % l\n"
+    "        check(p + 'gate.weight', [E, h], same)\n"
+    "        for e in range(E):\n"
+    "            x = p + 'experts.%d.' % e\n"
+    "            check(x + 'w1.weight', [f, h], lambda i, j: (e * 2 * f + i, j))\n"
+    "            check(x + 'w3.weight', [f, h], lambda i, j: (e * 2 * f + f + i, j))\n"
+    "            check(x + 'w2.weight', [h, f], lambda i, j: (e * h + i, j))\n"
+    "elif family == 'deepseek_v3':\n"
+    "    h, v, heads = config['hidden_size'], config['vocab_size'], config['num_attention_heads']\n"
+    "    plain, rope, value = (config[k] for k in ('qk_nope_head_dim', 'qk_rope_head_dim', 'v_head_dim'))\n"
+    "    q, kv, E = config['q_lora_rank'], config['kv_lora_rank'], config['n_routed_experts']\n"
+    "    f, dense = config['moe_intermediate_size'], config['intermediate_size']\n"
+    "    s = config['n_shared_experts'] * f\n"
+    "    assert config['architectures'] == ['DeepseekV3ForCausalLM'] and config['scoring_func'] == "
+    "'sigmoid'\n"
+    "    assert (h, heads, plain, rope, value, q, kv, E, f, dense, s) == (8, 4, 3, 2, 4, 7, 6, 4, 5, 12, "
+    "10)\n"
+    "    assert (config['n_group'], config['topk_group'], config['num_experts_per_tok']) == (2, 1, 2)\n"
+    "    assert config['routed_scaling_factor'] == 2.5 and config['norm_topk_prob'] is True\n"
+    "    yarn = config['rope_scaling']\n"
+    "    assert (yarn['type'], yarn['factor'], yarn['mscale'], yarn['mscale_all_dim']) == ('yarn', 40, 1, "
+    "0.5)\n"
+    "    check('model.embed_tokens.weight', [v, h], same); check('lm_head.weight', [v, h], same)\n"
+    "    check('model.norm.weight', [h], same)\n"
+    "    for l in range(config['num_hidden_layers']):\n"
+    "        p = 'model.layers.%d.' % l\n"
+    "        for n in ('input', 'post_attention'): check(p + n + '_layernorm.weight', [h], same)\n"
+    "        a = p + 'self_attn.'\n"
+    "        check(a + 'q_a_proj.weight', [q, h], same); check(a + 'q_a_layernorm.weight', [q], same)\n"
+    "        check(a + 'q_b_proj.weight', [heads * (plain + rope), q], same)\n"
+    "        check(a + 'kv_a_proj_with_mqa.weight', [kv + rope, h], same)\n"
+    "        check(a + 'kv_a_layernorm.weight', [kv], same)\n"
+    "        check(a + 'kv_b_proj.weight', [heads * (plain + value), kv], same)\n"
+    "        check(a + 'o_proj.weight', [h, heads * value], same)\n"
+    "        def mlp(p, width, base=0, base2=0):\n"
+    "            check(p + 'gate_proj.weight', [width, h], lambda i, j: (base + i, j))\n"
+    "            check(p + 'up_proj.weight', [width, h], lambda i, j: (base + width + i, j))\n"
+    "            check(p + 'down_proj.weight', [h, width], lambda i, j: (base2 + i, j))\n"
+    "        if l < config['first_k_dense_replace']: mlp(p + 'mlp.', dense); continue\n"
+    "        check(p + 'mlp.gate.weight', [E, h], same)\n"
+    "        mlp(p + 'mlp.shared_experts.', s)\n"
+    "        for e in range(E): mlp(p + 'mlp.experts.%d.' % e, f, e * 2 * f, e * h)\n"
+    "        name = p + 'mlp.gate.e_score_correction_bias'; t = header[name]; b, e = t['data_offsets']\n"
+    "        assert t['dtype'] == 'F32' and t['shape'] == [E]\n"
+    "        assert struct.unpack('<4f', data[b:e]) == (0, 1000, 2000, 3000); checked.add(name)\n"
     "else:\n"
     "    h, heads, v, f = config['n_embd'], config['n_head'], config['vocab_size'], config['n_inner']\n"
     "    assert config['architectures'] == ['GPT2LMHeadModel'] and config['activation_function'] == "
@@ -187,8 +238,9 @@ static int run_python(const char *family) {
 }
 
 TEST(an_independent_reader_finds_every_element_where_hugging_face_has_it) {
-    const struct checkpoint_model models[] = {fixture_llama(), fixture_gpt2()};
-    for (size_t m = 0; m < 2; m++) {
+    const struct checkpoint_model models[] = {fixture_llama(), fixture_gpt2(), fixture_mixtral(),
+                                              fixture_deepseek()};
+    for (size_t m = 0; m < ARRAY_COUNT(models); m++) {
         struct fixture f;
         uint64_t bytes;
         fixture_make_dir();
@@ -203,7 +255,7 @@ TEST(an_independent_reader_finds_every_element_where_hugging_face_has_it) {
         EXPECT(!checkpoint_export_hf(fixture_path("save"), 0, fixture_path("hf"), SAFETENSORS_BF16, &bytes,
                                      &err),
                "%s", err.text);
-        int status = run_python(m ? "gpt2" : "llama");
+        int status = run_python(checkpoint_family_name(checkpoint_family(&models[m], NULL)));
         fixture_close(&f);
         fixture_remove(fixture_dir);
         if (status == 127) SKIP("needs python3");
@@ -216,8 +268,18 @@ TEST(config_json_tells_the_model_and_is_read_back) {
     scaled.rope_scaling_factor = 32, scaled.tied = true;
     biased.linear_bias = biased.qkv_bias = true;
     exact.activation = CHECKPOINT_GELU, exact.tied = false;
+    struct checkpoint_model latent = fixture_deepseek(), plain = latent, rounded = latent, one = latent;
+    latent.num_experts = latent.moe_dense_layers = latent.moe_topk = latent.moe_ffn_hidden_size = 0;
+    latent.moe_shared_ffn_size = latent.moe_num_groups = latent.moe_group_topk = 0;
+    latent.moe_scaling = 0, latent.moe_score = CHECKPOINT_SOFTMAX, latent.q_lora_rank = 0;
+    plain.rope_scaling_factor = plain.mscale = plain.mscale_all_dim = 0;
+    plain.moe_num_groups = plain.moe_group_topk = 0;
+    rounded.mscale_all_dim = 0;
+    one.moe_num_groups = one.moe_group_topk = 0, one.moe_topk = 1, one.mscale = one.mscale_all_dim = 0;
+    latent.moe_expert_bias = plain.moe_expert_bias = rounded.moe_expert_bias = one.moe_expert_bias = false;
     const struct checkpoint_model models[] = {
-        fixture_llama(), fixture_gpt2(), fixture_qwen(2), fixture_qwen(3), scaled, biased, exact};
+        fixture_llama(), fixture_gpt2(), fixture_qwen(2), fixture_qwen(3),   scaled,  biased,
+        exact,           latent,         plain,           fixture_mixtral(), rounded, one};
     for (size_t i = 0; i < ARRAY_COUNT(models); i++) {
         struct str text = {0}, want = {0}, got = {0};
         struct checkpoint_model model = models[i], back;
@@ -247,6 +309,13 @@ static const char *import_fault(const char *config) {
     return err.text;
 }
 
+#define LATENTS                                                                                              \
+    ",\"kv_lora_rank\":6,\"qk_nope_head_dim\":3,\"qk_rope_head_dim\":2,\"v_head_dim\":4,\"rms_norm_eps\":"   \
+    "1e-6"
+#define EXPERTS                                                                                              \
+    ",\"first_k_dense_replace\":0,\"n_routed_experts\":8,\"moe_intermediate_size\":5,"                       \
+    "\"n_shared_experts\":1,\"num_experts_per_tok\":4"
+
 TEST(folders_that_this_program_cannot_serve_are_refused_by_name) {
     fixture_make_dir();
     mkdir(fixture_path("hf"), 0755);
@@ -267,6 +336,20 @@ TEST(folders_that_this_program_cannot_serve_are_refused_by_name) {
         {"llama", ",\"head_dim\":-1", "kv_channels"},
         {"llama", ",\"vocab_size\":\"x\"", "'vocab_size' is no whole number"},
         {"llama", "", "model.safetensors: cannot open"},
+        {"mixtral", ",\"num_experts_per_tok\":1", "num_experts_per_tok"},
+        {"mixtral", ",\"sliding_window\":4096", "sliding_window"},
+        {"deepseek_v3", "", "'kv_lora_rank' is missing"},
+        {"deepseek_v3", LATENTS ",\"first_k_dense_replace\":1,\"rope_interleave\":false", "rope_interleave"},
+        {"deepseek_v3", LATENTS ",\"first_k_dense_replace\":1,\"rms_norm_eps\":1e-5", "rms_norm_eps"},
+        {"deepseek_v3", LATENTS ",\"first_k_dense_replace\":1,\"attention_bias\":true", "attention_bias"},
+        {"deepseek_v3", LATENTS EXPERTS ",\"scoring_func\":\"softmax\"", "scoring_func"},
+        {"deepseek_v3", LATENTS EXPERTS ",\"n_group\":4,\"topk_group\":1", "topk_group"},
+        {"deepseek_v3", LATENTS EXPERTS ",\"norm_topk_prob\":false", "norm_topk_prob"},
+        {"deepseek_v3", LATENTS EXPERTS ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,\"beta_fast\":16}",
+         "beta_fast"},
+        {"deepseek_v3",
+         LATENTS EXPERTS ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,\"attention_factor\":2}",
+         "attention_factor"},
         {"gpt2", "", "'n_embd' is missing"},
         {"gpt2",
          ",\"n_embd\":8,\"n_layer\":1,\"n_head\":4,\"n_positions\":9,\"activation_function\":\"relu\"",
@@ -281,6 +364,54 @@ TEST(folders_that_this_program_cannot_serve_are_refused_by_name) {
     }
     EXPECT_CONTAINS(import_fault("[1"), "config.json: line 1");
     EXPECT(!fixture_exists("back"), "something was written all the same");
+    fixture_remove(fixture_dir);
+}
+
+TEST(choices_of_experts_that_config_json_cannot_say_are_not_exported) {
+    struct checkpoint_model m = fixture_mixtral();
+    EXPECT(!checkpoint_unlike_family(&m), "mixtral");
+    m.moe_pre_softmax = true;
+    EXPECT_CONTAINS(checkpoint_unlike_family(&m), "--moe-router-pre-softmax");
+    m = fixture_deepseek();
+    EXPECT(!checkpoint_unlike_family(&m), "deepseek");
+    m.moe_score = CHECKPOINT_SOFTMAX;
+    EXPECT_CONTAINS(checkpoint_unlike_family(&m), "other than sigmoid");
+    m = fixture_deepseek(), m.moe_topk = 4;
+    EXPECT_CONTAINS(checkpoint_unlike_family(&m), "--moe-router-group-topk");
+    m.moe_group_topk = 2; /* both groups */
+    EXPECT(!checkpoint_unlike_family(&m), "all groups");
+    m = fixture_deepseek(), m.norm_epsilon = 1e-5;
+    struct fixture f;
+    uint64_t bytes;
+    fixture_make_dir();
+    fixture_open(&f, m);
+    fill_small(&f);
+    EXPECT(!fixture_save(&f, fixture_path("save"), &err), "%s", err.text);
+    EXPECT(checkpoint_export_hf(fixture_path("save"), 0, fixture_path("hf"), SAFETENSORS_F32, &bytes, &err),
+           "exported");
+    EXPECT_CONTAINS(err.text, "--norm-epsilon");
+    EXPECT(!fixture_exists("hf"), "something was written all the same");
+    fixture_close(&f);
+    fixture_remove(fixture_dir);
+}
+
+TEST(a_router_without_a_bias_is_one_whose_bias_is_zero) {
+    struct checkpoint_model m = fixture_deepseek(), back;
+    struct fixture f;
+    m.moe_expert_bias = false;
+    fixture_make_dir();
+    fixture_open(&f, m);
+    fill_small(&f);
+    there_and_back(&f, SAFETENSORS_BF16);
+    struct safetensors *s = safetensors_open(fixture_path("hf/model.safetensors"), &err);
+    const struct safetensors_tensor *t =
+        s ? safetensors_find(s, "model.layers.1.mlp.gate.e_score_correction_bias") : NULL;
+    EXPECT(t && t->dtype == SAFETENSORS_F32 && t->dims[0] == 4, "no bias, or not in fp32");
+    for (int i = 0; t && i < 16; i++) EXPECT(!((const char *)t->data)[i], "byte %d", i);
+    EXPECT(!checkpoint_import_hf(fixture_path("hf"), fixture_path("again"), &back, &err), "%s", err.text);
+    EXPECT(!back.moe_expert_bias, "zeros were taken for a bias");
+    safetensors_close(s);
+    fixture_close(&f);
     fixture_remove(fixture_dir);
 }
 
@@ -485,4 +616,6 @@ RUN_TESTS(CASE(exported_and_imported_weights_are_the_same),
           CASE(folders_of_any_float_type_bare_or_sharded_are_imported),
           CASE(missing_misshapen_and_unknown_tensors_are_refused_by_name),
           CASE(the_tool_says_what_it_found_by_its_exit_status),
-          CASE(models_that_hugging_face_has_not_are_not_exported))
+          CASE(models_that_hugging_face_has_not_are_not_exported),
+          CASE(choices_of_experts_that_config_json_cannot_say_are_not_exported),
+          CASE(a_router_without_a_bias_is_one_whose_bias_is_zero))

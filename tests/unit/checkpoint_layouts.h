@@ -209,7 +209,8 @@ struct layout_list {
 static inline void layout_list_visit(void *context, const char *name, int num_dims, const int64_t dims[2]) {
     struct layout_list *l = context;
     l->all = mem_realloc(l->all, (size_t)(l->count + 1) * sizeof(*l->all), "layout list");
-    l->all[l->count++] = (struct checkpoint_shape){mem_strdup(name, "layout"), num_dims, {dims[0], dims[1]}};
+    l->all[l->count++] = (struct checkpoint_shape){
+        .name = mem_strdup(name, "layout"), .num_dims = num_dims, .dims = {dims[0], dims[1]}};
 }
 
 static inline struct layout_list layout_list_open(const struct checkpoint_model *model,

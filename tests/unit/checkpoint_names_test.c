@@ -4,12 +4,22 @@
 
 static struct err err;
 
+/* The entries of one tensor; valid until the next call. */
+static int entries_of(const struct checkpoint_model *model, const char *name, int num_dims,
+                      const int64_t dims[2], struct checkpoint_entry **entries_p) {
+    static struct checkpoint_entries entries;
+    entries.count = 0;
+    int n = checkpoint_entries_of(model, name, num_dims, dims, &entries, &err);
+    *entries_p = entries.list;
+    return n;
+}
+
 /* The disk tensor of that name, filled from the fixture's master weights. Owned by the caller. */
 static float *on_disk(struct fixture *f, const char *disk_name, struct checkpoint_entry *entry_p) {
-    struct checkpoint_entry entries[CHECKPOINT_MAX_PARTS];
     for (int i = 0; i < f->count; i++) {
         struct checkpoint_tensor *t = &f->tensors[i];
-        int n = checkpoint_entries_of(&f->model, t->name, t->num_dims, t->dims, entries, &err);
+        struct checkpoint_entry *entries;
+        int n = entries_of(&f->model, t->name, t->num_dims, t->dims, &entries);
         EXPECT(n > 0, "%s", err.text);
         for (int k = 0; k < n; k++) {
             if (strcmp(entries[k].name, disk_name)) continue;
@@ -90,9 +100,8 @@ static int count_entries(struct checkpoint_model model, const char *const *names
     int total = 0, named = 0;
     fixture_open(&f, model);
     for (int i = 0; i < f.count; i++) {
-        struct checkpoint_entry e[CHECKPOINT_MAX_PARTS];
-        int n = checkpoint_entries_of(&model, f.tensors[i].name, f.tensors[i].num_dims, f.tensors[i].dims, e,
-                                      &err);
+        struct checkpoint_entry *e;
+        int n = entries_of(&model, f.tensors[i].name, f.tensors[i].num_dims, f.tensors[i].dims, &e);
         EXPECT(n > 0, "%s", err.text);
         total += n > 0 ? n : 0;
         for (int k = 0; k < n; k++)
@@ -155,6 +164,88 @@ TEST(tensor_lists_are_hugging_faces) {
     EXPECT_EQ(count_entries(fixture_megatron(), other, ARRAY_COUNT(other)), 4 + 2 * 8);
 }
 
+TEST(experts_are_tensors_of_their_own_in_both_families) {
+    struct fixture f;
+    fixture_open(&f, fixture_mixtral());
+    number_elements(&f);
+    /* 3 experts of width 5: gate 0 .. 4, up 5 .. 9, and so on; fc2: 8 rows each */
+    expect_rows(&f, "model.layers.1.block_sparse_moe.experts.0.w1.weight", false, 5, (int[]){0, 1, 2, 3, 4});
+    expect_rows(&f, "model.layers.1.block_sparse_moe.experts.2.w1.weight", false, 5,
+                (int[]){20, 21, 22, 23, 24});
+    expect_rows(&f, "model.layers.1.block_sparse_moe.experts.2.w3.weight", false, 5,
+                (int[]){25, 26, 27, 28, 29});
+    expect_rows(&f, "model.layers.0.block_sparse_moe.experts.1.w2.weight", false, 8,
+                (int[]){8, 9, 10, 11, 12, 13, 14, 15});
+    expect_rows(&f, "model.layers.0.block_sparse_moe.gate.weight", false, 3, (int[]){0, 1, 2});
+    fixture_close(&f);
+    fixture_open(&f, fixture_deepseek());
+    number_elements(&f);
+    /* layer 0 is dense; 4 experts of width 5; shared experts of width 10 */
+    expect_rows(&f, "model.layers.0.mlp.up_proj.weight", false, 12,
+                (int[]){12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23});
+    expect_rows(&f, "model.layers.1.mlp.experts.3.up_proj.weight", false, 5, (int[]){35, 36, 37, 38, 39});
+    expect_rows(&f, "model.layers.1.mlp.experts.3.gate_proj.weight", false, 5, (int[]){30, 31, 32, 33, 34});
+    expect_rows(&f, "model.layers.1.mlp.experts.1.down_proj.weight", false, 8,
+                (int[]){8, 9, 10, 11, 12, 13, 14, 15});
+    expect_rows(&f, "model.layers.1.mlp.shared_experts.up_proj.weight", false, 10,
+                (int[]){10, 11, 12, 13, 14, 15, 16, 17, 18, 19});
+    /* 4 heads of 3 plain and 2 rotated columns, values of 4: no row moves */
+    expect_rows(&f, "model.layers.1.self_attn.kv_a_proj_with_mqa.weight", false, 8,
+                (int[]){0, 1, 2, 3, 4, 5, 6, 7});
+    expect_rows(&f, "model.layers.0.self_attn.q_b_proj.weight", false, 20,
+                (int[]){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19});
+    fixture_close(&f);
+}
+
+TEST(experts_and_latents_have_hugging_faces_lists_of_tensors) {
+    static const char *const deepseek[] = {"model.layers.1.self_attn.q_a_proj.weight",
+                                           "model.layers.1.self_attn.q_a_layernorm.weight",
+                                           "model.layers.1.self_attn.q_b_proj.weight",
+                                           "model.layers.1.self_attn.kv_a_layernorm.weight",
+                                           "model.layers.1.self_attn.kv_b_proj.weight",
+                                           "model.layers.1.self_attn.o_proj.weight",
+                                           "model.layers.1.mlp.gate.weight",
+                                           "model.layers.1.mlp.gate.e_score_correction_bias",
+                                           "model.layers.1.mlp.shared_experts.down_proj.weight"};
+    static const char *const other[] = {"decoder.layers.0.mlp.experts.linear_fc1.weight",
+                                        "decoder.layers.1.self_attention.linear_kv_down_proj.weight"};
+    struct checkpoint_model m = fixture_mixtral();
+    EXPECT_EQ(count_entries(m, NULL, 0), 3 + 2 * (6 + 1 + 3 * 3));
+    m = fixture_deepseek();
+    EXPECT_EQ(count_entries(m, deepseek, ARRAY_COUNT(deepseek)), 3 + 2 * 9 + 3 + (1 + 1 + 3 * 4 + 3));
+    m.q_lora_rank = 0, m.moe_expert_bias = false;
+    EXPECT_EQ(count_entries(m, (const char *const[]){"model.layers.0.self_attn.q_proj.weight"}, 1),
+              3 + 2 * 7 + 3 + (1 + 3 * 4 + 3));
+    m.num_experts = 0;
+    EXPECT_EQ(count_entries(m, (const char *const[]){"model.layers.1.mlp.up_proj.weight"}, 1), 3 + 2 * 10);
+    m = fixture_deepseek(), m.qk_norm = false, m.moe_dense_layers = 0;
+    EXPECT_EQ(count_entries(m, other, 2), 3 + 2 * (2 + 5 + 6));
+}
+
+TEST(the_family_of_experts_and_latents_follows_from_the_tensors) {
+    const char *why = NULL;
+    struct checkpoint_model m = fixture_mixtral();
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MIXTRAL);
+    m.moe_score = CHECKPOINT_SIGMOID, m.moe_topk = 1;
+    EXPECT_EQ(checkpoint_family(&m, NULL), CHECKPOINT_MIXTRAL);
+    m.moe_dense_layers = 1;
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MEGATRON);
+    EXPECT_CONTAINS(why, "--moe-layer-freq");
+    m = fixture_mixtral(), m.moe_shared_ffn_size = 5;
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MEGATRON);
+    EXPECT_CONTAINS(why, "--moe-shared-expert-intermediate-size");
+    m = fixture_deepseek();
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_DEEPSEEK_V3);
+    m.num_experts = 0;
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_DEEPSEEK_V3);
+    m = fixture_deepseek(), m.moe_shared_ffn_size = 0;
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MEGATRON);
+    EXPECT_CONTAINS(why, "without shared experts");
+    m = fixture_deepseek(), m.qk_norm = false;
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MEGATRON);
+    EXPECT_CONTAINS(why, "--qk-layernorm");
+}
+
 TEST(the_family_follows_from_the_model) {
     const char *why = NULL;
     struct checkpoint_model m = fixture_llama();
@@ -191,10 +282,10 @@ TEST(the_family_follows_from_the_model) {
  * has a guard row at each end. */
 static void round_trip_part(const struct checkpoint_model *model, const struct checkpoint_tensor *whole,
                             int64_t step, int64_t from, int64_t rows_here) {
-    struct checkpoint_entry e[CHECKPOINT_MAX_PARTS];
+    struct checkpoint_entry *e;
     struct checkpoint_tensor t = *whole;
     struct checkpoint_rects rects = {0};
-    int n = checkpoint_entries_of(model, t.name, t.num_dims, t.dims, e, &err);
+    int n = entries_of(model, t.name, t.num_dims, t.dims, &e);
     size_t row_bytes = (size_t)t.num_cols * sizeof(float), part = (size_t)rows_here * row_bytes;
     char *back = mem_alloc(part + 2 * row_bytes, "back"), *guard = mem_alloc(row_bytes, "guard");
     float *buffer = mem_zalloc(fixture_floats(&t) * sizeof(float), "buffer");
@@ -248,24 +339,27 @@ TEST(every_row_comes_back_whatever_the_blocks_and_parts) {
 
 TEST(unknown_tensors_keep_their_name_and_wrong_shapes_are_refused) {
     struct checkpoint_model m = fixture_llama();
-    struct checkpoint_entry e[CHECKPOINT_MAX_PARTS];
+    struct checkpoint_entry *e;
     static const char *const unknown[] = {"decoder.layers.0.mlp.router.weight",
                                           "decoder.layers.7.input_layernorm.weight",
                                           "decoder.layers.x.input_layernorm.weight", "input_layernorm.weight",
                                           "decoder.layers.-1.input_layernorm.weight"};
     for (size_t i = 0; i < ARRAY_COUNT(unknown); i++) {
-        EXPECT_EQ(checkpoint_entries_of(&m, unknown[i], 2, (int64_t[]){3, 5}, e, &err), 1);
+        EXPECT_EQ(entries_of(&m, unknown[i], 2, (int64_t[]){3, 5}, &e), 1);
         EXPECT_STR(e[0].name, unknown[i]);
         EXPECT(e[0].dims[0] == 3 && e[0].dims[1] == 5 && !e[0].transposed, "shape");
     }
-    EXPECT_EQ(checkpoint_entries_of(&m, "decoder.final_layernorm.weight", 1, (int64_t[]){9, 1}, e, &err), -1);
+    EXPECT_EQ(entries_of(&m, "decoder.final_layernorm.weight", 1, (int64_t[]){9, 1}, &e), -1);
     EXPECT_CONTAINS(err.text, "decoder.final_layernorm.weight");
     char name[300];
     memset(name, 'x', sizeof(name) - 1), name[sizeof(name) - 1] = 0;
-    EXPECT_EQ(checkpoint_entries_of(&m, name, 1, (int64_t[]){9, 1}, e, &err), -1);
+    EXPECT_EQ(entries_of(&m, name, 1, (int64_t[]){9, 1}, &e), -1);
 }
 
 RUN_TESTS(CASE(llama_splits_grouped_qkv_and_gate_up), CASE(gpt2_transposes_and_orders_q_k_v),
           CASE(tensor_lists_are_hugging_faces), CASE(the_family_follows_from_the_model),
+          CASE(experts_are_tensors_of_their_own_in_both_families),
+          CASE(experts_and_latents_have_hugging_faces_lists_of_tensors),
+          CASE(the_family_of_experts_and_latents_follows_from_the_tensors),
           CASE(every_row_comes_back_whatever_the_blocks_and_parts),
           CASE(unknown_tensors_keep_their_name_and_wrong_shapes_are_refused))

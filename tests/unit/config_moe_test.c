@@ -65,11 +65,25 @@ TEST(contradictions_are_refused_with_a_remedy) {
     refuses(MOE, "--moe-router-load-balancing-type none --moe-aux-loss-coeff 0.1", "--moe-aux-loss-coeff",
             "drop");
     refuses(MOE, "--moe-router-load-balancing-type sinkhorn", "sinkhorn", "aux_loss");
-    refuses(MOE, "--moe-router-score-function sqrtsoftplus", "sqrtsoftplus", "softmax");
-    refuses(MOE, "--moe-expert-capacity-factor 1.0", "--moe-expert-capacity-factor", "drop it");
+    refuses(MOE, "--moe-router-load-balancing-type aux_loss global_aux_loss",
+            "--moe-router-load-balancing-type", "one");
+    refuses(MOE, "--moe-router-enable-expert-bias", "--moe-router-enable-expert-bias needs", "sigmoid");
+    refuses(MOE, "--moe-router-bias-update-rate 0.01", "--moe-router-bias-update-rate has no effect",
+            "--moe-router-enable-expert-bias");
+    refuses(MOE, "--moe-token-drop-policy probs", "--moe-token-drop-policy has no effect",
+            "--moe-expert-capacity-factor");
+    refuses(MOE, "--moe-pad-expert-input-to-capacity", "--moe-pad-expert-input-to-capacity needs",
+            "--moe-expert-capacity-factor");
+    refuses(MOE, "--moe-expert-capacity-factor -1 --moe-pad-expert-input-to-capacity",
+            "--moe-pad-expert-input-to-capacity needs", "--moe-expert-capacity-factor");
+    refuses(MOE, "--moe-expert-capacity-factor 0", "--moe-expert-capacity-factor 0", "-1 for no limit");
+    refuses(MOE, "--moe-per-layer-logging", "--moe-per-layer-logging writes to TensorBoard",
+            "--tensorboard-dir");
+    refuses(MOE, "--moe-per-layer-logging --tensorboard-dir x", "nothing to log", "--moe-z-loss-coeff");
+    refuses(MOE, "--moe-input-jitter-eps 1", "--moe-input-jitter-eps", "from 0 to 1");
+    refuses(DENSE, "--moe-input-jitter-eps 0.1", "--moe-input-jitter-eps has no effect", "add --num-experts");
     refuses(MOE, "--moe-apply-probs-on-input", "--moe-apply-probs-on-input", "drop it");
     refuses(MOE, "--tensor-model-parallel-size 2 --world-size 2", "--tensor-model-parallel-size 2", "use 1");
-    refuses(MOE, "--context-parallel-size 2 --world-size 2", "--context-parallel-size 2", "use 1");
     refuses(MOE, "--expert-model-parallel-size 2 --world-size 2", "--expert-model-parallel-size 2",
             "drop it");
     refuses("pretrain_gpt --num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 32 "
@@ -145,6 +159,24 @@ TEST(flags_reach_the_model) {
            "losses");
     EXPECT(!model_layer_is_moe(&m, 0) && model_layer_is_moe(&m, 1) && model_num_moe_layers(&m) == 3,
            "layers");
+    config_free(&cfg);
+    CHECK(!validate(MOE, "--moe-router-score-function sqrtsoftplus --moe-router-enable-expert-bias "
+                         "--moe-router-load-balancing-type global_aux_loss --moe-aux-loss-coeff 0.25 "
+                         "--moe-expert-capacity-factor 1.5 --moe-token-drop-policy position "
+                         "--moe-pad-expert-input-to-capacity --moe-input-jitter-eps 0.125 "
+                         "--moe-router-force-load-balancing"),
+          "%s", err.text);
+    model_from_config(&cfg, 64, &m);
+    EXPECT(m.moe.score == ROUTER_SQRTSOFTPLUS && m.moe.expert_bias && m.moe.balance_globally &&
+               !m.moe.balance_by_sequence && m.moe.balance_coeff == 0.25f,
+           "choice and balance");
+    EXPECT(m.moe.capacity_factor == 1.5 && m.moe.drops_by_position && m.moe.pads_to_capacity &&
+               m.moe.jitter == 0.125f && m.moe.random_logits,
+           "capacity and noise");
+    config_free(&cfg);
+    CHECK(!validate(MOE, "--moe-expert-capacity-factor -1"), "%s", err.text);
+    model_from_config(&cfg, 64, &m);
+    EXPECT(m.moe.capacity_factor == 0, "no limit");
     config_free(&cfg);
     CHECK(!validate(MOE, ""), "%s", err.text);
     model_from_config(&cfg, 64, &m);

@@ -138,7 +138,6 @@ TEST(every_rule_of_latent_attention_refuses_with_a_remedy) {
         {MLA, "--num-layers 4", "add --position-embedding-type rope"},
         {MLA, "--position-embedding-type none", "add --position-embedding-type rope"},
         {ROTARY, "--group-query-attention --num-query-groups 4", "drop --group-query-attention"},
-        {ROTARY, "--context-parallel-size 2 --world-size 2 --dry-run", "drop --context-parallel-size"},
         {ROTARY, "--rotary-interleaved", "drop --rotary-interleaved"},
         {ROTARY, "--rotary-percent 0.5", "give --qk-pos-emb-head-dim"},
         {ROTARY, "--rotary-seq-len-interpolation-factor 2", "use --rotary-scaling-factor"},

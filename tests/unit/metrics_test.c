@@ -210,6 +210,8 @@ TEST(json_lines_hold_exactly_the_keys_of_the_contract) {
     EXPECT(m != NULL, "%s", err.text);
     struct metrics_record r = record(1, 0.1f);
     r.has_params_hash = true, r.params_hash = 0x00ABCDEF12345678;
+    r.extra[r.num_extra++] = (struct metrics_value){"z_loss", 0.5};
+    r.extra[r.num_extra++] = (struct metrics_value){"mtp_1 loss", 3};
     metrics_iteration(m, &r);
     r = record(2, (double)NAN);
     r.grad_norm = -1, r.hardware_flops = -1, r.recompute_seconds = -1, r.seconds = 0;
@@ -220,7 +222,8 @@ TEST(json_lines_hold_exactly_the_keys_of_the_contract) {
         "{\"iteration\":1,\"consumed_samples\":8,\"lm_loss\":0.100000001,\"grad_norm\":1.25,"
         "\"learning_rate\":0.001,\"elapsed_ms\":500,\"tokens_per_second\":4096,\"model_tflops\":1,"
         "\"hardware_tflops\":1.25,\"mfu\":0.25,\"recompute_ms\":62.5,\"peak_allocated_bytes\":805306368,"
-        "\"peak_reserved_bytes\":1000,\"peak_activation_bytes\":77,\"params_hash\":\"00abcdef12345678\"}\n"
+        "\"peak_reserved_bytes\":1000,\"peak_activation_bytes\":77,\"z_loss\":0.5,\"mtp_1_loss\":3,"
+        "\"params_hash\":\"00abcdef12345678\"}\n"
         "{\"iteration\":2,\"consumed_samples\":16,\"lm_loss\":null,\"grad_norm\":null,"
         "\"learning_rate\":0.001,\"elapsed_ms\":0,\"tokens_per_second\":null,\"model_tflops\":null,"
         "\"hardware_tflops\":null,\"mfu\":null,\"recompute_ms\":null,\"peak_allocated_bytes\":805306368,"

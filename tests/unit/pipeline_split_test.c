@@ -142,7 +142,7 @@ static void expect_message(const struct pipeline_split_options *o, const char *a
     EXPECT_CONTAINS(err.text, b);
     EXPECT(!strchr(err.text, '\n'), "'%s' is more than one line", err.text);
 }
-#define REFUSES(a, b, ...) expect_message(&(struct pipeline_split_options){__VA_ARGS__}, a, b)
+#define REFUSES(a, b, ...) expect_message(&(struct pipeline_split_options){__VA_ARGS__, 0}, a, b)
 
 TEST(what_does_not_fit_is_refused_by_flag_and_with_the_remedy) {
     REFUSES("--num-layers 10", "give --decoder-first-pipeline-num-layers", 10, 4, 1, 0, 0, 0, 0, 0);
@@ -172,7 +172,7 @@ static const struct {
     {"Et|tL", "has 2 layers (t), --num-layers is 3"},
     {"Et|tt|L", "no multiple of --pipeline-model-parallel-size 2"},
     {"Et|tt||L", "drop --num-virtual-stages-per-pipeline-rank"},
-    {"Et|ttm|L", "drop each m"},
+    {"Et|ttmL", "has 1 layers of multi-token prediction (m), --mtp-num-layers gives 0"},
     {"Et*|ttL", "needs a number of at least 1"},
     {"Et*0|ttL", "needs a number of at least 1"},
     {"*2Et|ttL", "character 1: '*' is out of place"},
@@ -186,6 +186,26 @@ static const struct {
     {"E(t*90000)*90000L", "lower the number"},
 };
 
+TEST(multi_token_prediction_is_right_before_the_loss) {
+    static const char *const good[] = {"Et|ttmmL", "Ett|tm*2L", "Ettt|(m)*2L"};
+    static const char *const bad[][2] = {
+        {"Et|ttmL", "has 1 layers of multi-token prediction (m), --mtp-num-layers gives 2"},
+        {"Et|ttmm|L", "put every m right before the L"},
+        {"Etm|ttmL", "put every m right before the L"},
+        {"Et|mttmL", "put every m right before the L"}};
+    struct pipeline_split_options o = {.layers = 3, .stages = 2, .chunks = 1, .mtp_layers = 2};
+    for (size_t k = 0; k < sizeof(good) / sizeof(good[0]); k++) {
+        o.layout = good[k];
+        EXPECT(pipeline_split(&o, out, &err) == 0, "%s: %s", o.layout, err.text);
+        EXPECT(covers(&o), "%s: not covered", o.layout);
+    }
+    for (size_t k = 0; k < sizeof(bad) / sizeof(bad[0]); k++) {
+        o.layout = bad[k][0];
+        o.stages = k == 1 ? 3 : 2;
+        expect_message(&o, "--pipeline-model-parallel-layout", bad[k][1]);
+    }
+}
+
 TEST(bad_layouts_are_refused_with_the_place) {
     for (size_t k = 0; k < sizeof(bad_layouts) / sizeof(bad_layouts[0]); k++) {
         struct pipeline_split_options o = {
@@ -197,7 +217,8 @@ TEST(bad_layouts_are_refused_with_the_place) {
     EXPECT_CONTAINS(err.text, "character 3");
 }
 
-RUN_TESTS(CASE(even_splits_are_megatrons_and_cover_the_model),
+RUN_TESTS(CASE(multi_token_prediction_is_right_before_the_loss),
+          CASE(even_splits_are_megatrons_and_cover_the_model),
           CASE(uneven_splits_give_first_and_last_what_was_asked),
           CASE(embedding_and_loss_count_as_layers_where_asked),
           CASE(layouts_place_layers_as_they_are_written),

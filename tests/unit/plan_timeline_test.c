@@ -167,7 +167,14 @@ static void step(struct tiny *tiny, const struct timeline *t, bool spoil) {
     size_t n = (size_t)(m->seq * m->micro_batch);
     int32_t *tokens = mem_new_array(int32_t, 3 * n, "test"), *labels = tokens + n, *positions = labels + n;
     float *mask = mem_new_array(float, n, "test");
-    struct micro_batch micro = {tokens, labels, positions, mask, 0.01f, 0, true, 0.5f};
+    struct micro_batch micro = {.tokens = tokens,
+                                .labels = labels,
+                                .positions = positions,
+                                .loss_mask = mask,
+                                .loss_grad_scale = 0.01f,
+                                .training = true,
+                                .aux_grad_scale = 0.5f,
+                                .mtp_grad_scale = {0.002f}};
     executor_begin_step(&tiny->executor, 1);
     int run = 0;
     for (int i = 0; i < t->list->count; i++) {

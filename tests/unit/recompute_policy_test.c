@@ -198,7 +198,27 @@ TEST(an_n_below_one_and_a_stage_without_its_n_end_the_job) {
     }
 }
 
-RUN_TESTS(CASE(uniform_makes_groups_of_n_in_every_chunk),
+TEST(multi_token_prediction_follows_uniform_and_its_ids_alone) {
+    static const int64_t counts[] = {2, 0}, ids[] = {0, 9};
+    struct recompute_policy none = {.granularity = RECOMPUTE_NONE},
+                            modules = {.granularity = RECOMPUTE_SELECTIVE, .modules = 6},
+                            full = {
+                                .granularity = RECOMPUTE_FULL, .method = RECOMPUTE_UNIFORM, .num_layers = 5};
+    EXPECT_EQ(recompute_of_mtp(&none, 1, 8), 0);
+    EXPECT_EQ(recompute_of_mtp(&modules, 1, 8), 6);
+    EXPECT_EQ(recompute_of_mtp(&full, 1, 8), LAYER);
+    full.per_stage = counts, full.num_stages = 2;
+    EXPECT_EQ(recompute_of_mtp(&full, 0, 8), LAYER);
+    EXPECT_EQ(recompute_of_mtp(&full, 1, 8), 0);
+    full.per_stage = NULL, full.method = RECOMPUTE_BLOCK;
+    EXPECT_EQ(recompute_of_mtp(&full, 1, 8), 0);
+    full.layer_ids = ids, full.num_layer_ids = 2;
+    EXPECT_EQ(recompute_of_mtp(&full, 1, 8), 0);
+    EXPECT_EQ(recompute_of_mtp(&full, 1, 9), LAYER);
+}
+
+RUN_TESTS(CASE(multi_token_prediction_follows_uniform_and_its_ids_alone),
+          CASE(uniform_makes_groups_of_n_in_every_chunk),
           CASE(block_recomputes_the_first_n_layers_of_every_chunk_each_by_itself),
           CASE(each_stage_may_have_its_own_n_and_zero_is_nothing),
           CASE(named_layers_are_recomputed_and_no_others),

@@ -13,6 +13,7 @@
 #define PP     " --pipeline-model-parallel-size "
 #define CP     " --context-parallel-size "
 #define VPP    " --num-virtual-stages-per-pipeline-rank "
+#define MOE    " --disable-bias-linear --num-experts "
 
 /* ranks, and what is added to `common` */
 static const struct {
@@ -48,6 +49,19 @@ static const struct {
     {16, TP "2" PP "2" CP "2 --use-tp-pp-dp-mapping --use-distributed-optimizer"},
     {4, TP "4 --multi-latent-attention --q-lora-rank 64 --kv-lora-rank 128" ROPE},
     {2, PP "2 --multi-latent-attention" ROPE},
+    {2, MOE "64 --moe-ffn-hidden-size 100 --swiglu"},
+    {2, MOE "8 --moe-router-topk 8 --moe-layer-freq 3 --use-megatron-fsdp"},
+    {4, PP "2" MOE "256 --moe-layer-freq [0]*3+[1]*29 --moe-router-num-groups 8 --moe-router-group-topk 4"
+           " --moe-router-topk 8 --moe-router-score-function sigmoid"
+           " --moe-shared-expert-intermediate-size 300 --use-distributed-optimizer"},
+    {8, TP "2 --sequence-parallel" MOE "64 --expert-model-parallel-size 4 --moe-ffn-hidden-size 96"
+           " --moe-shared-expert-intermediate-size 300"},
+    {32, TP "4 --sequence-parallel" PP "2" MOE "96 --expert-model-parallel-size 8"
+            " --expert-tensor-parallel-size 2 --moe-ffn-hidden-size 96 --moe-router-num-groups 12"
+            " --moe-router-group-topk 4 --moe-router-topk 8 --use-distributed-optimizer"},
+    {16, MOE "16 --expert-model-parallel-size 16 --use-megatron-fsdp"},
+    {1, MOE "6 --moe-router-num-groups 3 --moe-router-group-topk 2 --moe-router-topk 4"
+            " --moe-layer-freq [0]*31+[1]"},
     {64, TP "8" PP "4" CP "2 --sequence-parallel" GROUPS "8" ROPE},
     {80, TP "16 --hidden-size 4096 --num-attention-heads 64" GROUPS "8 --micro-batch-size 1"
             " --global-batch-size 40"},
@@ -99,6 +113,18 @@ static void put_all(struct str *text, const char *flag, const struct config_ints
     for (int64_t i = 0; i < list->count; i++) str_printf(text, " %lld", (long long)list->items[i]);
 }
 
+static void put_experts(struct str *text, const struct config *c) {
+    put(text, "num-experts", c->num_experts);
+    put(text, "moe-ffn-hidden-size", c->moe_ffn_hidden_size);
+    put(text, "moe-router-topk", c->moe_router_topk);
+    if (config_is_set(c, moe_shared_expert_intermediate_size))
+        put(text, "moe-shared-expert-intermediate-size", c->moe_shared_expert_intermediate_size);
+    str_puts(text, " --moe-layer-freq ");
+    for (int64_t i = 0; i < c->num_layers; i++)
+        str_printf(text, "%c%c", i ? ',' : '[', c->moe_layer_pattern[i]);
+    str_puts(text, "]");
+}
+
 /* The small sizes as flags. */
 static void put_sizes(struct str *text, const struct config *c) {
     put(text, "num-layers", c->num_layers);
@@ -121,6 +147,7 @@ static void put_sizes(struct str *text, const struct config *c) {
     if (config_is_set(c, recompute_num_layers)) put(text, "recompute-num-layers", c->recompute_num_layers);
     put_all(text, "recompute-layer-ids", &c->recompute_layer_ids);
     put_all(text, "recompute-num-layers-per-stage", &c->recompute_num_layers_per_stage);
+    if (config_is_set(c, num_experts)) put_experts(text, c);
     if (config_is_set(c, rampup_batch_size)) str_puts(text, " --rampup-batch-size 2 2 10");
     if (c->multi_latent_attention) {
         if (config_is_set(c, q_lora_rank)) put(text, "q-lora-rank", c->q_lora_rank);
@@ -167,6 +194,25 @@ TEST(the_copy_is_small) {
     }
 }
 
+/* As many experts are chosen, of more, in as many groups; some layers have experts, and some do not where the
+ * user's do not; each rank that splits them has some, and more than one where the user's has. */
+static void expect_experts_of_a_kind(const struct config *u, const struct config *c) {
+    int64_t ep = u->expert_model_parallel_size;
+    EXPECT_EQ(u->moe_router_topk, c->moe_router_topk);
+    EXPECT_EQ(u->num_experts > u->moe_router_topk, c->num_experts > c->moe_router_topk);
+    EXPECT_EQ(u->num_experts > ep, c->num_experts > ep);
+    EXPECT_EQ(c->num_experts % ep, 0);
+    EXPECT(c->num_experts <= u->num_experts && c->num_experts <= 2 * ep + 32, "%lld experts",
+           (long long)c->num_experts);
+    EXPECT_EQ(strlen(c->moe_layer_pattern), (size_t)c->num_layers);
+    EXPECT(strchr(c->moe_layer_pattern, '1') != NULL, "no layer has experts");
+    EXPECT_EQ(strchr(u->moe_layer_pattern, '0') != NULL, strchr(c->moe_layer_pattern, '0') != NULL);
+    if (!config_is_set(u, moe_router_num_groups)) return;
+    int64_t groups = u->moe_router_num_groups, chosen = u->moe_router_topk / u->moe_router_group_topk;
+    EXPECT_EQ(groups, c->moe_router_num_groups);
+    EXPECT_EQ(u->num_experts / groups > chosen, c->num_experts / groups > chosen);
+}
+
 /* A ratio of query heads to key/value heads, fewer key/value heads than ranks, a partly recomputed chunk and
  * padding stay what they are in kind. */
 TEST(the_kinds_stay) {
@@ -188,6 +234,7 @@ TEST(the_kinds_stay) {
                    "case %d: %lld of %lld layers", i, (long long)c->recompute_num_layers, (long long)small);
         }
         if (u->pad_vocab_size) EXPECT(c->vocab_size % (8 * tp) != 0, "nothing is padded");
+        if (config_is_set(u, num_experts)) expect_experts_of_a_kind(u, c);
         EXPECT_EQ(u->cp_comm, c->cp_comm);
         EXPECT_EQ(u->overlap_grad_reduce, c->overlap_grad_reduce);
         EXPECT_EQ(u->distribute_saved_activations, c->distribute_saved_activations);

@@ -91,7 +91,8 @@ int op_add_attention_context(struct program *p, const struct model *m, const int
     int op = program_op(p, &way->def, way->def.name, qkv, 3, &c, sizeof(c));
     program_draws_random(p, op);
     int o = program_output(p, op, "core_attention", m->dtype, 3,
-                           (int64_t[]){c.shape.s, c.shape.b, c.shape.a * c.shape.d}, true);
+                           (int64_t[]){c.shape.s, c.shape.b, c.shape.a * context_width(&c, CONTEXT_VALUES)},
+                           true);
     program_output(p, op, "log_sum_exp", DTYPE_F32, 3, (int64_t[]){c.shape.b, c.shape.a, c.shape.s}, false);
     program_output(p, op, "context_scratch", DTYPE_F32, 1, (int64_t[]){(int64_t)way->forward_scratch(&c) / 4},
                    false);

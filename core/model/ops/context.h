@@ -36,12 +36,28 @@ static inline int64_t context_chunk(const struct context *c, int rank, int half)
     return half ? 2 * c->ranks - 1 - rank : rank;
 }
 
+enum { CONTEXT_KEYS, CONTEXT_VALUES };
+
+/* Head size of keys (and queries) or of values (and the output). */
+static inline int64_t context_width(const struct context *c, int which) {
+    return which == CONTEXT_VALUES ? attention_value_dim(&c->shape) : c->shape.d;
+}
+
+/* Elements of q, of o, of keys or values, of both. */
 static inline int64_t context_q_count(const struct context *c) {
     return c->shape.b * c->shape.a * c->shape.s * c->shape.d;
 }
 
-static inline int64_t context_kv_count(const struct context *c) {
-    return c->shape.b * c->shape.g * c->shape.s * c->shape.d;
+static inline int64_t context_o_count(const struct context *c) {
+    return c->shape.b * c->shape.a * c->shape.s * attention_value_dim(&c->shape);
+}
+
+static inline int64_t context_kv_count(const struct context *c, int which) {
+    return c->shape.b * c->shape.g * c->shape.s * context_width(c, which);
+}
+
+static inline int64_t context_both_count(const struct context *c) {
+    return context_kv_count(c, CONTEXT_KEYS) + context_kv_count(c, CONTEXT_VALUES);
 }
 
 /* Cuts `count` elements off a stretch of scratch; starting from 0 it measures. */

@@ -6,17 +6,19 @@
 #include "parallel/comm/comm.h"
 
 struct gather {
-    char *by_rank; /* [ranks][b, g, s, d], of k or v; float32 of dk or dv */
+    char *by_rank; /* [ranks][b, g, s, d], of k or v, whichever is larger; float32 of dk or dv */
     char *kv[2];   /* k and v [b, g, seq, d] */
     float *dkv[2], *dq;
 };
 
 static size_t carve(struct gather *x, const struct context *c, uintptr_t at, bool backward) {
     uintptr_t begin = at;
-    int64_t count = context_kv_count(c) * c->ranks;
-    x->by_rank = context_carve(&at, count, backward ? DTYPE_F32 : c->dtype);
-    for (int i = 0; i < 2; i++) x->kv[i] = context_carve(&at, count, c->dtype);
-    for (int i = 0; i < 2 && backward; i++) x->dkv[i] = context_carve(&at, count, DTYPE_F32);
+    int64_t count[2] = {context_kv_count(c, CONTEXT_KEYS) * c->ranks,
+                        context_kv_count(c, CONTEXT_VALUES) * c->ranks};
+    x->by_rank =
+        context_carve(&at, count[0] > count[1] ? count[0] : count[1], backward ? DTYPE_F32 : c->dtype);
+    for (int i = 0; i < 2; i++) x->kv[i] = context_carve(&at, count[i], c->dtype);
+    for (int i = 0; i < 2 && backward; i++) x->dkv[i] = context_carve(&at, count[i], DTYPE_F32);
     if (backward && c->dtype != DTYPE_F32) x->dq = context_carve(&at, context_q_count(c), DTYPE_F32);
     return at - begin;
 }
@@ -32,12 +34,12 @@ static size_t backward_scratch(const struct context *c) {
 /* k and v of all ranks. */
 static void gather_keys(struct run *r, const struct op *o, struct gather *x) {
     const struct context *c = o->attributes;
-    int64_t count = context_kv_count(c);
     for (int i = 0; i < 2; i++) {
+        int64_t count = context_kv_count(c, i);
         const struct tensor_info *own = run_info(r, o->in[1 + i]);
         run_copy(r, x->by_rank + own->bytes * (size_t)c->rank, run_tensor(r, o->in[1 + i]), own);
         comm_all_gather(r->comms.cp, x->by_rank, count, comm_dtype_of(c->dtype));
-        context_unfold(r, c, x->kv[i], x->by_rank, c->shape.b * c->shape.g, c->shape.d, c->dtype);
+        context_unfold(r, c, x->kv[i], x->by_rank, c->shape.b * c->shape.g, context_width(c, i), c->dtype);
     }
 }
 
@@ -55,7 +57,8 @@ static void forward(struct run *r, const struct op *o) {
     for (int half = 0; half < 2; half++) {
         struct attention_forward_args args = context_forward_args(r, o);
         int64_t row = half * c->chunk;
-        args.o = dtype_at(run_tensor(r, o->out[CONTEXT_OUT]), c->dtype, row * z->b * z->a * z->d);
+        args.o = dtype_at(run_tensor(r, o->out[CONTEXT_OUT]), c->dtype,
+                          row * z->b * z->a * context_width(c, CONTEXT_VALUES));
         args.lse = (float *)run_tensor(r, o->out[CONTEXT_LSE]) + row;
         args.q = dtype_at(run_tensor(r, o->in[0]), c->dtype, row * z->d);
         args.k = x.kv[0], args.v = x.kv[1];
@@ -67,9 +70,9 @@ static void forward(struct run *r, const struct op *o) {
 
 /* dx = this rank's part of the sum of all ranks' gradients [b, g, seq, d]. */
 static void scatter_grads(struct run *r, const struct context *c, struct gather *x, void *dx,
-                          const float *grads) {
-    int64_t count = context_kv_count(c);
-    context_fold(r, c, x->by_rank, grads, c->shape.b * c->shape.g, c->shape.d, DTYPE_F32);
+                          const float *grads, int which) {
+    int64_t count = context_kv_count(c, which);
+    context_fold(r, c, x->by_rank, grads, c->shape.b * c->shape.g, context_width(c, which), DTYPE_F32);
     comm_reduce_scatter(r->comms.cp, x->by_rank, count, COMM_F32);
     context_narrow(r, dx, (const float *)x->by_rank + count * c->rank, count, c->dtype);
 }
@@ -83,10 +86,10 @@ static void backward(struct run *r, const struct op *o) {
     if (!x.dq) x.dq = dq;
     gather_keys(r, o, &x);
     context_zero(r, x.dq, context_q_count(c));
-    for (int i = 0; i < 2; i++) context_zero(r, x.dkv[i], context_kv_count(c) * c->ranks);
+    for (int i = 0; i < 2; i++) context_zero(r, x.dkv[i], context_kv_count(c, i) * c->ranks);
     for (int half = 0; half < 2; half++) {
         struct attention_backward_args args = context_backward_args(r, o);
-        int64_t row = half * c->chunk, wide = row * z->b * z->a * z->d;
+        int64_t row = half * c->chunk, wide = row * z->b * z->a * context_width(c, CONTEXT_VALUES);
         args.dq = x.dq + row * z->d, args.dk = x.dkv[0], args.dv = x.dkv[1];
         args.d_o = dtype_at(run_grad(r, o->out[CONTEXT_OUT]), c->dtype, wide);
         args.o = dtype_at(run_tensor(r, o->out[CONTEXT_OUT]), c->dtype, wide);
@@ -99,7 +102,7 @@ static void backward(struct run *r, const struct op *o) {
         attention_backward_call(r->stream, &args);
     }
     context_narrow(r, dq, x.dq, context_q_count(c), c->dtype);
-    for (int i = 0; i < 2; i++) scatter_grads(r, c, &x, run_grad(r, o->in[1 + i]), x.dkv[i]);
+    for (int i = 0; i < 2; i++) scatter_grads(r, c, &x, run_grad(r, o->in[1 + i]), x.dkv[i], i);
 }
 
 const struct context_way context_gather = {

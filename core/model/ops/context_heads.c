@@ -6,18 +6,21 @@
 #include "parallel/comm/comm.h"
 
 struct heads {
-    char *send, *receive;   /* one exchange, as large as q */
+    char *send, *receive;   /* one exchange, as large as q or o */
     char *q, *k, *v;        /* whole: [b, heads / n, seq, d] */
     char *o, *d_o, *dkv[2]; /* backward; o and d_o [seq, b, a / n * d] */
 };
 
 static size_t carve(struct heads *x, const struct context *c, uintptr_t at, bool backward) {
     uintptr_t begin = at;
-    int64_t q = context_q_count(c), kv = context_kv_count(c);
-    char **const as_q[] = {&x->send, &x->receive, &x->q, &x->o, &x->d_o};
+    int64_t q = context_q_count(c), o = context_o_count(c), most = q > o ? q : o;
     char **const as_kv[] = {&x->k, &x->v, &x->dkv[0], &x->dkv[1]};
-    for (int i = 0; i < (backward ? 5 : 3); i++) *as_q[i] = context_carve(&at, q, c->dtype);
-    for (int i = 0; i < (backward ? 4 : 2); i++) *as_kv[i] = context_carve(&at, kv, c->dtype);
+    x->send = context_carve(&at, most, c->dtype);
+    x->receive = context_carve(&at, most, c->dtype);
+    x->q = context_carve(&at, q, c->dtype);
+    if (backward) x->o = context_carve(&at, o, c->dtype), x->d_o = context_carve(&at, o, c->dtype);
+    for (int i = 0; i < (backward ? 4 : 2); i++)
+        *as_kv[i] = context_carve(&at, context_kv_count(c, i % 2), c->dtype);
     return at - begin;
 }
 
@@ -35,18 +38,16 @@ struct layout {
     int64_t n1, n2, local_block, local_step, lines, width;
 };
 
-/* [b, heads, s, d] and [b, heads / n, seq, d] */
-static struct layout by_heads(const struct context *c, int64_t heads) {
-    int64_t part = heads / c->ranks, piece = part * c->shape.s * c->shape.d;
-    return (struct layout){c->shape.b,        piece,     piece, heads * c->shape.s * c->shape.d,
-                           c->shape.b * part, c->shape.d};
+/* [b, heads, s, width] and [b, heads / n, seq, width] */
+static struct layout by_heads(const struct context *c, int64_t heads, int which) {
+    int64_t width = context_width(c, which), part = heads / c->ranks, piece = part * c->shape.s * width;
+    return (struct layout){c->shape.b, piece, piece, heads * c->shape.s * width, c->shape.b * part, width};
 }
 
-/* [s, b, a * d] and [seq, b, a / n * d] */
+/* [s, b, a * width] and [seq, b, a / n * width], of values */
 static struct layout by_sequence(const struct context *c) {
-    int64_t piece = c->shape.a / c->ranks * c->shape.d;
-    return (struct layout){c->shape.s * c->shape.b, piece, piece,
-                           c->shape.a * c->shape.d, 1,     c->shape.b * piece};
+    int64_t width = context_width(c, CONTEXT_VALUES), piece = c->shape.a / c->ranks * width;
+    return (struct layout){c->shape.s * c->shape.b, piece, piece, c->shape.a * width, 1, c->shape.b * piece};
 }
 
 static void copy_local(const struct run *r, const struct context *c, const struct layout *l, void *dst,
@@ -80,9 +81,9 @@ static void to_local(const struct run *r, const struct context *c, const struct 
 
 static void fetch_qkv(struct run *r, const struct op *o, const struct heads *x) {
     const struct context *c = o->attributes;
-    to_whole(r, c, x, by_heads(c, c->shape.a), x->q, run_tensor(r, o->in[0]));
-    to_whole(r, c, x, by_heads(c, c->shape.g), x->k, run_tensor(r, o->in[1]));
-    to_whole(r, c, x, by_heads(c, c->shape.g), x->v, run_tensor(r, o->in[2]));
+    to_whole(r, c, x, by_heads(c, c->shape.a, CONTEXT_KEYS), x->q, run_tensor(r, o->in[0]));
+    to_whole(r, c, x, by_heads(c, c->shape.g, CONTEXT_KEYS), x->k, run_tensor(r, o->in[1]));
+    to_whole(r, c, x, by_heads(c, c->shape.g, CONTEXT_VALUES), x->v, run_tensor(r, o->in[2]));
 }
 
 static struct attention_shape whole_shape(const struct context *c) {
@@ -129,9 +130,9 @@ static void backward(struct run *r, const struct op *o) {
     args.shape = whole_shape(c);
     args.window = whole_window(c);
     attention_backward_call(r->stream, &args);
-    to_local(r, c, &x, by_heads(c, c->shape.a), run_grad(r, o->in[0]), x.receive);
+    to_local(r, c, &x, by_heads(c, c->shape.a, CONTEXT_KEYS), run_grad(r, o->in[0]), x.receive);
     for (int i = 0; i < 2; i++)
-        to_local(r, c, &x, by_heads(c, c->shape.g), run_grad(r, o->in[1 + i]), x.dkv[i]);
+        to_local(r, c, &x, by_heads(c, c->shape.g, i), run_grad(r, o->in[1 + i]), x.dkv[i]);
 }
 
 const struct context_way context_heads = {

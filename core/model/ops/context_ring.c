@@ -26,7 +26,7 @@ struct ring {
 
 /* Keys and values of two steps are there at once from three ranks on. */
 static void carve_travel(struct ring *x, uintptr_t *at) {
-    int64_t count = 2 * context_kv_count(x->c);
+    int64_t count = context_both_count(x->c);
     x->travel[0] = context_carve(at, count, x->c->dtype);
     x->travel[1] = x->c->ranks > 2 ? context_carve(at, count, x->c->dtype) : x->travel[0];
 }
@@ -35,9 +35,9 @@ static size_t carve_forward(struct ring *x, uintptr_t at) {
     const struct context *c = x->c;
     uintptr_t begin = at;
     carve_travel(x, &at);
-    x->part = context_carve(&at, context_q_count(c) / 2, DTYPE_F32);
+    x->part = context_carve(&at, context_o_count(c) / 2, DTYPE_F32);
     x->part_lse = context_carve(&at, context_q_count(c) / c->shape.d, DTYPE_F32);
-    x->o = c->dtype == DTYPE_F32 ? NULL : context_carve(&at, context_q_count(c), DTYPE_F32);
+    x->o = c->dtype == DTYPE_F32 ? NULL : context_carve(&at, context_o_count(c), DTYPE_F32);
     return at - begin;
 }
 
@@ -46,7 +46,7 @@ static size_t carve_backward(struct ring *x, uintptr_t at) {
     uintptr_t begin = at;
     float **const sums[] = {&x->grads[0], &x->grads[1], &x->arriving};
     carve_travel(x, &at);
-    for (int i = 0; i < 3; i++) *sums[i] = context_carve(&at, 2 * context_kv_count(c), DTYPE_F32);
+    for (int i = 0; i < 3; i++) *sums[i] = context_carve(&at, context_both_count(c), DTYPE_F32);
     x->dq = c->dtype == DTYPE_F32 ? NULL : context_carve(&at, context_q_count(c), DTYPE_F32);
     return at - begin;
 }
@@ -66,7 +66,7 @@ static struct ring make_ring(struct run *r, const struct op *o) {
 /* Keys (which = 0) or values (1) that are here at step t. */
 static const void *present(const struct ring *x, int t, int which) {
     if (!t) return run_tensor(x->run, x->op->in[1 + which]);
-    return dtype_at(x->travel[(t - 1) % 2], x->c->dtype, which * context_kv_count(x->c));
+    return dtype_at(x->travel[(t - 1) % 2], x->c->dtype, which ? context_kv_count(x->c, CONTEXT_KEYS) : 0);
 }
 
 static int next_rank(const struct context *c) {
@@ -81,9 +81,9 @@ static int previous_rank(const struct context *c) {
 static void start_keys(struct ring *x, int t) {
     const struct context *c = x->c;
     struct comm *cp = x->run->comms.cp;
-    int64_t count = context_kv_count(c), bytes = count * (int64_t)dtype_bytes(c->dtype);
     for (int which = 0; which < 2; which++) {
-        void *into = dtype_at(x->travel[t % 2], c->dtype, which * count);
+        int64_t bytes = context_kv_count(c, which) * (int64_t)dtype_bytes(c->dtype);
+        void *into = dtype_at(x->travel[t % 2], c->dtype, which ? context_kv_count(c, CONTEXT_KEYS) : 0);
         x->keys[2 * which] = comm_start_receive(cp, into, bytes, previous_rank(c), TAG_KEYS + which);
         x->keys[2 * which + 1] =
             comm_start_send(cp, present(x, t, which), bytes, next_rank(c), TAG_KEYS + which);
@@ -104,13 +104,13 @@ static struct attention_window block_window(const struct context *c, const struc
     return context_window(c, b->q_half, first_key, c->chunk, c->shape.s);
 }
 
-/* Element of row `half * chunk` of q, k or v, of o, and of lse. */
-static int64_t head_row(const struct context *c, int half) {
-    return half * c->chunk * c->shape.d;
+/* Element of row `half * chunk` of q and k or of v, and of o. */
+static int64_t head_row(const struct context *c, int half, int which) {
+    return half * c->chunk * context_width(c, which);
 }
 
 static int64_t sequence_row(const struct context *c, int half) {
-    return half * c->chunk * c->shape.b * c->shape.a * c->shape.d;
+    return half * c->chunk * c->shape.b * c->shape.a * context_width(c, CONTEXT_VALUES);
 }
 
 static void forward_block(struct ring *x, const struct block *b) {
@@ -118,9 +118,9 @@ static void forward_block(struct ring *x, const struct block *b) {
     struct attention_forward_args args = context_forward_args(x->run, x->op);
     bool first = !x->started[b->q_half];
     float *o = x->o + sequence_row(c, b->q_half), *lse = x->lse + b->q_half * c->chunk;
-    args.q = dtype_at(x->q, c->dtype, head_row(c, b->q_half));
-    args.k = dtype_at(present(x, b->t, 0), c->dtype, head_row(c, b->k_half));
-    args.v = dtype_at(present(x, b->t, 1), c->dtype, head_row(c, b->k_half));
+    args.q = dtype_at(x->q, c->dtype, head_row(c, b->q_half, CONTEXT_KEYS));
+    args.k = dtype_at(present(x, b->t, 0), c->dtype, head_row(c, b->k_half, CONTEXT_KEYS));
+    args.v = dtype_at(present(x, b->t, 1), c->dtype, head_row(c, b->k_half, CONTEXT_VALUES));
     args.shape.s = c->chunk;
     args.window = block_window(c, b);
     args.o_is_f32 = true;
@@ -137,16 +137,17 @@ static void forward_block(struct ring *x, const struct block *b) {
 static void backward_block(struct ring *x, const struct block *b, float *grads) {
     const struct context *c = x->c;
     struct attention_backward_args args = context_backward_args(x->run, x->op);
-    int64_t q = head_row(c, b->q_half), k = head_row(c, b->k_half), row = sequence_row(c, b->q_half);
+    int64_t q = head_row(c, b->q_half, CONTEXT_KEYS), k = head_row(c, b->k_half, CONTEXT_KEYS);
+    int64_t v = head_row(c, b->k_half, CONTEXT_VALUES), row = sequence_row(c, b->q_half);
     args.q = dtype_at(x->q, c->dtype, q);
     args.k = dtype_at(present(x, b->t, 0), c->dtype, k);
-    args.v = dtype_at(present(x, b->t, 1), c->dtype, k);
+    args.v = dtype_at(present(x, b->t, 1), c->dtype, v);
     args.o = dtype_at(run_tensor(x->run, x->op->out[CONTEXT_OUT]), c->dtype, row);
     args.d_o = dtype_at(run_grad(x->run, x->op->out[CONTEXT_OUT]), c->dtype, row);
     args.lse = x->lse + b->q_half * c->chunk;
     args.dq = x->dq + q;
     args.dk = grads + k;
-    args.dv = grads + context_kv_count(c) + k;
+    args.dv = grads + context_kv_count(c, CONTEXT_KEYS) + v;
     args.shape.s = c->chunk;
     args.window = block_window(c, b);
     args.grads_are_f32 = args.accumulate = true;
@@ -180,13 +181,13 @@ static void forward(struct run *r, const struct op *o) {
         run_blocks(&x, t, NULL);
         if (more) wait_keys(&x);
     }
-    context_narrow(r, out, x.o, context_q_count(c), c->dtype);
+    context_narrow(r, out, x.o, context_o_count(c), c->dtype);
 }
 
 /* Passes the gradients summed so far on; those for the keys of the next step arrive. */
 static void start_sums(struct ring *x, const float *grads) {
     const struct context *c = x->c;
-    int64_t bytes = 2 * context_kv_count(c) * 4;
+    int64_t bytes = context_both_count(c) * 4;
     x->sums[0] = comm_start_receive(x->run->comms.cp, x->arriving, bytes, previous_rank(c), TAG_GRADS);
     x->sums[1] = comm_start_send(x->run->comms.cp, grads, bytes, next_rank(c), TAG_GRADS);
 }
@@ -198,7 +199,7 @@ static void wait_sums(struct ring *x) {
 static void backward(struct run *r, const struct op *o) {
     struct ring x = make_ring(r, o);
     const struct context *c = x.c;
-    int64_t count = context_kv_count(c);
+    int64_t count = context_both_count(c), keys = context_kv_count(c, CONTEXT_KEYS);
     void *dq = run_grad(r, o->in[0]);
     carve_backward(&x, (uintptr_t)run_tensor(r, o->out[CONTEXT_BACKWARD_SCRATCH]));
     x.lse = run_tensor(r, o->out[CONTEXT_LSE]);
@@ -208,11 +209,11 @@ static void backward(struct run *r, const struct op *o) {
         bool more = t + 1 < c->ranks;
         float *grads = x.grads[t % 2];
         if (more) start_keys(&x, t);
-        context_zero(r, grads, 2 * count);
+        context_zero(r, grads, count);
         run_blocks(&x, t, grads);
         if (t) {
             wait_sums(&x);
-            KERNEL_CALL(add, r->stream, .y = grads, .a = x.arriving, .b = grads, .n = 2 * count,
+            KERNEL_CALL(add, r->stream, .y = grads, .a = x.arriving, .b = grads, .n = count,
                         .dtype = DTYPE_F32);
         }
         start_sums(&x, grads);
@@ -220,8 +221,8 @@ static void backward(struct run *r, const struct op *o) {
     }
     context_narrow(r, dq, x.dq, context_q_count(c), c->dtype);
     wait_sums(&x);
-    context_narrow(r, run_grad(r, o->in[1]), x.arriving, count, c->dtype);
-    context_narrow(r, run_grad(r, o->in[2]), x.arriving + count, count, c->dtype);
+    context_narrow(r, run_grad(r, o->in[1]), x.arriving, keys, c->dtype);
+    context_narrow(r, run_grad(r, o->in[2]), x.arriving + keys, count - keys, c->dtype);
 }
 
 const struct context_way context_ring = {

@@ -155,7 +155,7 @@ void op_add_linear_cross_entropy(struct program *p, const struct model *m, int h
                             .dims = {l.vocab, m->hidden},
                             .shard = shard_rows(m, m->vocab, m->hidden),
                             .init = PARAM_INIT_NORMAL,
-                            .init_std = m->init_std,
+                            .init_std = m->tied ? m->embedding_init_std : m->init_std,
                             .forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD});
     program_output(p, op, "logits_chunk", m->dtype, 2, (int64_t[]){l.chunk, l.vocab}, false);
     program_output(p, op, "loss", DTYPE_F32, 1, &l.rows, false);

@@ -10,7 +10,7 @@
 static void gather(struct run *r, void *y, const void *x, const struct moe_attributes *a, int dispatch,
                    enum dtype dtype) {
     KERNEL_CALL(gather_rows, r->stream, .y = y, .x = x,
-                .index = moe_slot_of_row(run_tensor(r, dispatch), &a->shape), .rows = moe_slots(&a->shape),
+                .index = moe_slot_of_row(run_tensor(r, dispatch), &a->shape), .rows = moe_rows(&a->shape),
                 .cols = a->hidden, .divisor = a->shape.topk, .dtype = dtype);
 }
 
@@ -49,7 +49,7 @@ static const struct op_def op_unpermute = {"unpermute", unpermute_forward, unper
 int op_add_permute(struct program *p, const struct model *m, int x, struct routing r) {
     struct moe_attributes a = moe_attributes_of(m);
     int op = program_op(p, &op_permute, "permute", (int[]){x, r.dispatch}, 2, &a, sizeof(a));
-    return program_output(p, op, "expert_rows", m->dtype, 2, (int64_t[]){moe_slots(&a.shape), m->hidden},
+    return program_output(p, op, "expert_rows", m->dtype, 2, (int64_t[]){moe_rows(&a.shape), m->hidden},
                           true);
 }
 
@@ -63,7 +63,7 @@ int op_add_unpermute(struct program *p, const struct model *m, int y, struct rou
 /* ---- products with the experts' weights ---- */
 
 struct grouped_attributes {
-    int64_t groups, rows, in, out;
+    int64_t groups, rows, in, out, expected;
 };
 
 static void grouped_forward(struct run *r, const struct op *o) {
@@ -72,7 +72,7 @@ static void grouped_forward(struct run *r, const struct op *o) {
     enum dtype dtype = run_info(r, o->in[0])->dtype;
     KERNEL_CALL(grouped_gemm, r->stream, .c = run_tensor(r, o->out[0]), .a = run_tensor(r, o->in[0]),
                 .b = w->packed_forward ? w->packed_forward : w->plain, .offsets = run_tensor(r, o->in[1]),
-                .groups = g->groups, .rows = g->rows, .n = g->out, .k = g->in,
+                .groups = g->groups, .rows = g->rows, .n = g->out, .k = g->in, .expected = g->expected,
                 .trans_b = w->packed_forward == NULL, .b_packed = w->packed_forward != NULL, .dtype = dtype,
                 .c_dtype = dtype);
 }
@@ -83,7 +83,7 @@ static void grouped_backward(struct run *r, const struct op *o) {
     enum dtype dtype = run_info(r, o->in[0])->dtype;
     KERNEL_CALL(grouped_gemm, r->stream, .c = run_grad(r, o->in[0]), .a = run_grad(r, o->out[0]),
                 .b = w->packed_backward ? w->packed_backward : w->plain, .offsets = run_tensor(r, o->in[1]),
-                .groups = g->groups, .rows = g->rows, .n = g->in, .k = g->out,
+                .groups = g->groups, .rows = g->rows, .expected = g->expected, .n = g->in, .k = g->out,
                 .b_packed = w->packed_backward != NULL, .dtype = dtype, .c_dtype = dtype,
                 .accumulate = run_accumulates(r, 0));
 }
@@ -93,7 +93,7 @@ static void grouped_backward_weight(struct run *r, const struct op *o) {
     const struct param_view *w = run_param(r, o, 0);
     KERNEL_CALL(grouped_gemm, r->stream, .c = w->grad, .a = run_grad(r, o->out[0]),
                 .b = run_tensor(r, o->in[0]), .offsets = run_tensor(r, o->in[1]), .groups = g->groups,
-                .rows = g->rows, .n = g->out, .k = g->in, .sums_rows = true,
+                .rows = g->rows, .expected = g->expected, .n = g->out, .k = g->in, .sums_rows = true,
                 .accumulate = run_param_accumulates(w), .dtype = run_info(r, o->in[0])->dtype,
                 .c_dtype = DTYPE_F32);
 }
@@ -106,7 +106,8 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                           const struct linear_spec *spec) {
     char full[160];
     const struct tensor_info *t = &p->tensors[x];
-    struct grouped_attributes g = {m->moe.experts, t->dims[0], t->dims[1], spec->out_features};
+    struct grouped_attributes g = {model_experts(m), t->dims[0], t->dims[1], spec->out_features,
+                                   r.expected_rows};
     int op = program_op(p, &op_grouped_linear, spec->name, (int[]){x, r.dispatch}, 2, &g, sizeof(g));
     snprintf(full, sizeof(full), "%s.weight", spec->prefix);
     program_param(p, op,
@@ -115,6 +116,8 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                                       .num_dims = 2,
                                       .dims = {g.groups * g.out, g.in},
                                       .groups = (int)g.groups,
+                                      .shard = spec->shard,
+                                      .is_expert = true,
                                       .init = PARAM_INIT_NORMAL,
                                       .init_std = spec->init_std,
                                       .forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD});
@@ -126,7 +129,7 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
 struct scaled_attributes {
     struct router_shape shape;
     enum activation kind;
-    int64_t rows, cols;
+    int64_t rows, cols, expected;
 };
 
 static void scaled_forward(struct run *r, const struct op *o) {
@@ -134,27 +137,30 @@ static void scaled_forward(struct run *r, const struct op *o) {
     KERNEL_CALL(scaled_activation_forward, r->stream, .y = run_tensor(r, o->out[0]),
                 .x = run_tensor(r, o->in[0]), .scales = run_tensor(r, o->in[1]),
                 .index = moe_slot_of_row(run_tensor(r, o->in[2]), &a->shape), .rows = a->rows,
-                .cols = a->cols, .kind = a->kind, .dtype = run_info(r, o->in[0])->dtype);
+                .expected = a->expected, .cols = a->cols, .kind = a->kind,
+                .dtype = run_info(r, o->in[0])->dtype);
 }
 
 static void scaled_backward(struct run *r, const struct op *o) {
     const struct scaled_attributes *a = o->attributes;
-    KERNEL_CALL(scaled_activation_backward, r->stream, .dx = run_grad(r, o->in[0]),
-                .dscales = run_grad(r, o->in[1]), .dy = run_grad(r, o->out[0]), .x = run_tensor(r, o->in[0]),
-                .scales = run_tensor(r, o->in[1]),
-                .index = moe_slot_of_row(run_tensor(r, o->in[2]), &a->shape), .rows = a->rows,
-                .cols = a->cols, .kind = a->kind, .dtype = run_info(r, o->in[0])->dtype);
+    KERNEL_CALL(
+        scaled_activation_backward, r->stream, .dx = run_grad(r, o->in[0]), .dscales = run_grad(r, o->in[1]),
+        .dy = run_grad(r, o->out[0]), .x = run_tensor(r, o->in[0]), .scales = run_tensor(r, o->in[1]),
+        .index = moe_slot_of_row(run_tensor(r, o->in[2]), &a->shape), .rows = a->rows,
+        .expected = a->expected, .cols = a->cols, .kind = a->kind, .dtype = run_info(r, o->in[0])->dtype);
 }
 
 static const struct op_def op_scaled_activation = {"scaled_activation", scaled_forward, scaled_backward,
                                                    .backward_reads_in = 7, .grad_in = 3};
 
 int op_add_scaled_activation(struct program *p, const struct model *m, int x, struct routing r) {
-    struct moe_attributes moe = moe_attributes_of(m);
-    struct scaled_attributes a = {moe.shape, m->activation, moe_slots(&moe.shape), m->moe.ffn};
+    struct scaled_attributes a = {r.shape, m->activation, r.rows ? r.rows : moe_rows(&r.shape),
+                                  model_expert_ffn(m), r.expected_rows};
     int op =
         program_op(p, &op_scaled_activation, "moe_act", (int[]){x, r.probs, r.dispatch}, 3, &a, sizeof(a));
-    return program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);
+    int y = program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);
+    p->tensors[y].is_partly_unused = r.expected_rows > 0;
+    return y;
 }
 
 /* ---- shared experts' gate ---- */

@@ -7,6 +7,7 @@
 struct moe_attributes {
     struct router_shape shape;
     float balance_coeff, z_coeff;
+    bool balance_globally;
     int64_t hidden;
 };
 
@@ -18,6 +19,13 @@ static inline int64_t moe_offsets_space(const struct router_shape *s) {
 }
 static inline int64_t moe_slots(const struct router_shape *s) {
     return s->tokens * s->topk;
+}
+/* Rows of the permuted tensors: fewer than slots where a capacity drops some, more where it pads. */
+static inline int64_t moe_rows(const struct router_shape *s) {
+    return router_rows(s);
+}
+static inline int64_t moe_dispatch_entries(const struct router_shape *s) {
+    return moe_offsets_space(s) + moe_slots(s) + moe_rows(s);
 }
 static inline int32_t *moe_row_of_slot(int32_t *dispatch, const struct router_shape *s) {
     return dispatch + moe_offsets_space(s);

@@ -1,4 +1,5 @@
-/* Which rows and columns of a weight a tensor-parallel rank holds. */
+/* Which rows and columns of a weight a tensor-parallel rank holds; which experts, and which part of each. */
+#include "core/base/check.h"
 #include "core/model/ops.h"
 
 struct param_shard shard_rows(const struct model *m, int64_t rows, int64_t cols) {
@@ -52,5 +53,32 @@ struct param_shard shard_cols(const struct model *m, int64_t rows, int64_t cols)
     s.num_runs = 1;
     s.runs[0].count = rows;
     s.first_col = cols / tp * m->tp_rank;
+    return s;
+}
+
+/* ---- experts: one matrix after the other ---- */
+
+static struct param_shard shard_experts(const struct model *m, int64_t rows, int64_t cols) {
+    return (struct param_shard){.full = {m->moe.experts * rows, cols},
+                                .full_groups = (int)m->moe.experts,
+                                .first_group = (int)model_experts(m) * m->ep_rank};
+}
+
+struct param_shard shard_expert_rows(const struct model *m, int parts, int64_t part, int64_t cols) {
+    struct param_shard s = shard_experts(m, parts * part, cols);
+    int64_t etp = model_etp(m);
+    CHECK(parts <= PARAM_MAX_RUNS, "%d parts of an expert", parts);
+    if (etp == 1) return s;
+    s.num_runs = parts;
+    for (int i = 0; i < parts; i++) {
+        s.runs[i].first = i * part + part / etp * m->etp_rank;
+        s.runs[i].count = part / etp;
+    }
+    return s;
+}
+
+struct param_shard shard_expert_cols(const struct model *m, int64_t rows, int64_t cols) {
+    struct param_shard s = shard_experts(m, rows, cols);
+    s.first_col = cols / model_etp(m) * m->etp_rank;
     return s;
 }

@@ -1,0 +1,275 @@
+/* Routing. A block per token ranks its experts against each other in double precision, so choices are those
+ * of the reference; rows are put in order by one warp per expert, which goes through all slots. */
+#include "kernels/cuda/reduce.cuh"
+
+enum { THREADS = 128 };
+
+static __device__ __forceinline__ double sigmoid(double x) {
+    return 1 / (1 + exp(-x));
+}
+
+/* How many of n items come before item i: larger, or equal and lower. */
+static __device__ __forceinline__ int64_t rank_of(const double *key, int64_t i, int64_t first, int64_t n) {
+    int64_t rank = 0;
+    for (int64_t k = first; k < first + n; k++)
+        rank += k != i && (key[k] > key[i] || (key[k] == key[i] && k < i));
+    return rank;
+}
+
+/* log sum exp of a token's logits, by the whole block. */
+static __device__ double log_sum_exp(const float *logits, int64_t n) {
+    float most = -INFINITY;
+    double sum = 0;
+    for (int64_t e = threadIdx.x; e < n; e += THREADS) most = max_or_nan(most, logits[e]);
+    most = block_max<THREADS>(most);
+    for (int64_t e = threadIdx.x; e < n; e += THREADS) sum += exp((double)logits[e] - (double)most);
+    return (double)most + log(block_sum<THREADS>(sum));
+}
+
+/* Experts outside the best groups fall behind all others. sums: [group_count]. */
+static __device__ void limit_groups(double *key, double *sums, const router_shape &s) {
+    const int64_t size = s.experts / s.group_count, best = s.topk / s.group_topk;
+    for (int64_t g = threadIdx.x; g < s.group_count; g += THREADS) {
+        double sum = 0;
+        for (int64_t e = g * size; e < (g + 1) * size; e++)
+            if (rank_of(key, e, g * size, size) < best) sum += key[e];
+        sums[g] = sum;
+    }
+    __syncthreads();
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS)
+        if (rank_of(sums, e / size, 0, s.group_count) >= s.group_topk) key[e] = -INFINITY;
+    __syncthreads();
+}
+
+/* What experts are compared by. Without groups and bias every score rises with the logit. */
+static __device__ double key_of(const route_forward_args &a, const float *logits, double lse, int64_t e) {
+    const router_shape &s = a.shape;
+    const double x = (double)logits[e];
+    if ((!s.group_count && !a.bias) || (s.score == ROUTER_SOFTMAX && !s.pre_softmax)) return x;
+    if (s.score == ROUTER_SOFTMAX) return exp(x - lse);
+    return sigmoid(x) + (a.bias ? (double)a.bias[e] : 0);
+}
+
+/* Weights of the chosen experts, by one thread. */
+static __device__ void weigh(float *probs, const router_shape &s, const float *logits, const int32_t *experts,
+                             double lse) {
+    const double scaling = s.scaling != 0 ? (double)s.scaling : 1;
+    const bool pre = s.score == ROUTER_SOFTMAX && s.pre_softmax;
+    double most = -INFINITY, sum = 0;
+    for (int64_t j = 0; j < s.topk; j++) most = fmax(most, (double)logits[experts[j]]);
+    if (pre) most = lse;
+    for (int64_t j = 0; j < s.topk; j++) {
+        const double x = (double)logits[experts[j]];
+        sum += s.score == ROUTER_SOFTMAX ? exp(x - most) : sigmoid(x);
+    }
+    if (pre || (s.score == ROUTER_SIGMOID && s.topk == 1)) sum = 1;
+    if (s.score == ROUTER_SIGMOID && s.topk > 1) sum += 1e-20;
+    for (int64_t j = 0; j < s.topk; j++) {
+        const double x = (double)logits[experts[j]];
+        probs[j] = (float)((s.score == ROUTER_SOFTMAX ? exp(x - most) : sigmoid(x)) / sum * scaling);
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS) choose_kernel(const route_forward_args a) {
+    SHARED_DYNAMIC(double, key); /* [experts], then [group_count] */
+    const router_shape &s = a.shape;
+    const int64_t token = blockIdx.x;
+    const float *logits = a.logits + token * s.experts;
+    int32_t *experts = a.experts + token * s.topk;
+    const double lse = log_sum_exp(logits, s.experts);
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) key[e] = (double)logits[e];
+    __syncthreads();
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS)
+        if (rank_of(key, e, 0, s.experts) < s.topk)
+            atomicAdd(&a.counts[token % s.count_sets * s.experts + e], 1);
+    __syncthreads();
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) key[e] = key_of(a, logits, lse, e);
+    __syncthreads();
+    if (s.group_count) limit_groups(key, key + s.experts, s);
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) {
+        const int64_t rank = rank_of(key, e, 0, s.experts);
+        if (rank < s.topk) experts[rank] = (int32_t)e;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) weigh(a.probs + token * s.topk, s, logits, experts, lse);
+}
+
+static __global__ void __launch_bounds__(THREADS) clear_kernel(int32_t *p, int64_t n) {
+    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) p[i] = 0;
+}
+
+/* offsets[e + 1] = slots of expert e, for now. */
+static __global__ void __launch_bounds__(32) count_kernel(const route_forward_args a) {
+    const int64_t slots = a.shape.tokens * a.shape.topk;
+    int32_t count = 0;
+    for (int64_t slot = threadIdx.x; slot < slots; slot += 32)
+        count += a.experts[slot] == (int32_t)blockIdx.x;
+    count = warp_sum(count);
+    if (threadIdx.x == 0) a.offsets[blockIdx.x + 1] = count;
+}
+
+static __global__ void __launch_bounds__(32) offsets_kernel(const route_forward_args a) {
+    int32_t row = 0;
+    if (threadIdx.x) return;
+    a.offsets[0] = 0;
+    for (int64_t e = 0; e < a.shape.experts; e++) a.offsets[e + 1] = row += a.offsets[e + 1];
+}
+
+static __global__ void __launch_bounds__(32) place_kernel(const route_forward_args a) {
+    const int64_t slots = a.shape.tokens * a.shape.topk, lane = threadIdx.x;
+    int32_t row = a.offsets[blockIdx.x];
+    for (int64_t first = 0; first < slots; first += 32) {
+        const bool mine = first + lane < slots && a.experts[first + lane] == (int32_t)blockIdx.x;
+        const uint32_t all = __ballot_sync(FULL_WARP, mine);
+        const int32_t at = row + __popc(all & ((1u << lane) - 1));
+        if (mine) {
+            a.row_of_slot[first + lane] = at;
+            a.slot_of_row[at] = (int32_t)(first + lane);
+        }
+        row += __popc(all);
+    }
+}
+
+/* ---- the sums of the losses: a token's terms, then all tokens in a fixed order ---- */
+struct terms {
+    double balance, z;
+};
+
+/* Sum of the sigmoids, which their normalisation divides by; 1 for a softmax. */
+static __device__ double score_sum(const router_shape &s, const float *logits) {
+    double sum = 0;
+    if (s.score == ROUTER_SOFTMAX) return 1;
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) sum += sigmoid((double)logits[e]);
+    return block_sum<THREADS>(sum) + 1e-20;
+}
+
+static __global__ void __launch_bounds__(THREADS) terms_kernel(const route_forward_args a, terms *out) {
+    const router_shape &s = a.shape;
+    const int64_t token = blockIdx.x;
+    const float *logits = a.logits + token * s.experts;
+    const double lse = log_sum_exp(logits, s.experts), whole = score_sum(s, logits);
+    double balance = 0;
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) {
+        const double x = (double)logits[e], p = s.score == ROUTER_SOFTMAX ? exp(x - lse) : sigmoid(x) / whole;
+        balance += p * (double)a.counts[token % s.count_sets * s.experts + e];
+    }
+    balance = block_sum<THREADS>(balance);
+    const terms t = {balance, lse * lse};
+    if (threadIdx.x == 0) out[token] = t;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    terms_total_kernel(const route_forward_args a, const terms *in) {
+    const router_shape &s = a.shape;
+    const double of_set = (double)(s.tokens / s.count_sets);
+    double balance = 0, z = 0;
+    for (int64_t t = threadIdx.x; t < s.tokens; t += THREADS) balance += in[t].balance, z += in[t].z;
+    balance = block_sum<THREADS>(balance);
+    z = block_sum<THREADS>(z);
+    if (threadIdx.x) return;
+    if (a.balance_sum)
+        *a.balance_sum +=
+            balance * (double)s.experts / ((double)s.topk * of_set * of_set * (double)s.count_sets);
+    if (a.z_sum) *a.z_sum += z / (double)s.tokens;
+}
+
+size_t cuda_route_forward_workspace(const struct stream *, const struct route_forward_args *args) {
+    return args->balance_sum || args->z_sum ? (size_t)args->shape.tokens * sizeof(terms) : 0;
+}
+
+void cuda_route_forward(const struct stream *stream, const struct route_forward_args *args) {
+    const router_shape &s = args->shape;
+    const int64_t counts = s.count_sets * s.experts;
+    terms *of_tokens = static_cast<terms *>(stream->workspace);
+    cudaStream_t on = cuda_stream(stream);
+    CUDA_LAUNCH(clear_kernel, cuda_blocks(counts, THREADS, 1), THREADS, 0, on, args->counts, counts);
+    if (s.tokens)
+        CUDA_LAUNCH(choose_kernel, (unsigned)s.tokens, THREADS,
+                    (size_t)(s.experts + s.group_count) * sizeof(double), on, *args);
+    CUDA_LAUNCH(count_kernel, (unsigned)s.experts, 32, 0, on, *args);
+    CUDA_LAUNCH(offsets_kernel, 1, 32, 0, on, *args);
+    CUDA_LAUNCH(place_kernel, (unsigned)s.experts, 32, 0, on, *args);
+    if (!s.tokens || (!args->balance_sum && !args->z_sum)) return;
+    CUDA_LAUNCH(terms_kernel, (unsigned)s.tokens, THREADS, 0, on, *args, of_tokens);
+    CUDA_LAUNCH(terms_total_kernel, 1, THREADS, 0, on, *args, of_tokens);
+}
+
+/* ---- backward ---- */
+/* Gradient of the scores' normalisation, through one token's experts: dlogit of e is raw' (dscore - dot /
+ * sum) / sum. */
+struct normaliser {
+    double most, sum, dot;
+};
+
+static __device__ __forceinline__ double raw_score(const router_shape &s, double x, double most) {
+    return s.score == ROUTER_SOFTMAX ? exp(x - most) : sigmoid(x);
+}
+
+static __device__ __forceinline__ double through(const router_shape &s, const normaliser &n, double x,
+                                                 double dscore, bool normalised) {
+    const double inner = normalised ? (dscore - n.dot / n.sum) / n.sum : dscore;
+    return s.score == ROUTER_SOFTMAX ? exp(x - n.most) * inner : sigmoid(x) * (1 - sigmoid(x)) * inner;
+}
+
+/* `dscore` may be NULL: the gradient of the balance, counts times `balance`. Only experts whose `share` is
+ * set take part; NULL: all. */
+static __device__ normaliser normalise(const router_shape &s, const float *logits, const double *dscore,
+                                       const int32_t *counts, double balance, const double *share,
+                                       double lse) {
+    normaliser n = {0, 0, 0};
+    float most = -INFINITY;
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS)
+        if (!share || share[e] != 0) most = max_or_nan(most, logits[e]);
+    n.most = share ? (double)block_max<THREADS>(most) : lse;
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) {
+        if (share && share[e] == 0) continue;
+        const double raw = raw_score(s, (double)logits[e], n.most);
+        n.sum += raw;
+        n.dot += raw * (dscore ? dscore[e] : balance * (double)counts[e]);
+    }
+    n.sum = block_sum<THREADS>(n.sum);
+    n.dot = block_sum<THREADS>(n.dot);
+    if (s.score == ROUTER_SIGMOID) n.sum += 1e-20;
+    return n;
+}
+
+static __global__ void __launch_bounds__(THREADS) route_backward_kernel(const route_backward_args a) {
+    SHARED_DYNAMIC(double, dscore); /* [experts], then whether an expert was chosen */
+    const router_shape &s = a.shape;
+    double *chosen = dscore + s.experts;
+    const int64_t token = blockIdx.x;
+    const float *logits = a.logits + token * s.experts;
+    const double scaling = s.scaling != 0 ? (double)s.scaling : 1, of_set = (double)(s.tokens / s.count_sets);
+    const double balance = (double)a.balance_scale * (double)s.experts /
+                           ((double)s.topk * of_set * of_set * (double)s.count_sets);
+    const int32_t *counts = a.counts + token % s.count_sets * s.experts;
+    const bool over_all = s.score == ROUTER_SOFTMAX && s.pre_softmax;
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) dscore[e] = chosen[e] = 0;
+    __syncthreads();
+    for (int64_t j = threadIdx.x; j < s.topk; j += THREADS) {
+        const int32_t e = a.experts[token * s.topk + j];
+        dscore[e] = (double)a.dprobs[token * s.topk + j] * scaling;
+        chosen[e] = 1;
+    }
+    __syncthreads();
+    const double lse = log_sum_exp(logits, s.experts);
+    const normaliser n = normalise(s, logits, dscore, nullptr, 0, over_all ? nullptr : chosen, lse);
+    normaliser of_balance = {0, 0, 0};
+    if (a.balance_scale != 0) of_balance = normalise(s, logits, nullptr, counts, balance, nullptr, lse);
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) {
+        const double x = (double)logits[e];
+        double out = 0;
+        if (over_all || chosen[e] != 0)
+            out += through(s, n, x, dscore[e], s.score == ROUTER_SOFTMAX || s.topk > 1);
+        if (a.balance_scale != 0) out += through(s, of_balance, x, balance * (double)counts[e], true);
+        out += (double)a.z_scale * 2 * lse * exp(x - lse) / (double)s.tokens;
+        a.dlogits[token * s.experts + e] = (float)out;
+    }
+}
+
+void cuda_route_backward(const struct stream *stream, const struct route_backward_args *args) {
+    if (args->shape.tokens == 0) return;
+    CUDA_LAUNCH(route_backward_kernel, (unsigned)args->shape.tokens, THREADS,
+                (size_t)(2 * args->shape.experts) * sizeof(double), cuda_stream(stream), *args);
+}

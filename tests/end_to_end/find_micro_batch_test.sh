@@ -1,0 +1,40 @@
+#!/bin/bash
+# --find-max-micro-batch-size is exact: a dry run with each size that it names fits, with the next size it does not.
+. "$(dirname "$0")/lib.sh"
+MODEL="--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 64 --max-position-embeddings 64 --vocab-size 512 --mock-data
+    --hidden-dropout 0 --attention-dropout 0 --bf16 --hardware h100 --device-memory-limit 30MiB"
+flags_of() { # words of a row: the flags that give its setting
+    case $1 in
+    none) ;;
+    selective) echo "--recompute-granularity selective --recompute-modules ${*:2}" ;;
+    full) echo "--recompute-granularity full --recompute-method $2 --recompute-num-layers $3" ;;
+    auto) echo "--recompute-granularity auto" ;;
+    esac
+}
+# shellcheck disable=SC2086
+check() { # name, flags of the layout
+    local name=$1 rows row size flags
+    shift
+    is "$name: runs" "$(status_of "$PRETRAIN" $MODEL "$@" --micro-batch-size 1 --find-max-micro-batch-size --dry-run-json plan.json)" 0
+    sed 's/.*"largest_micro_batch": //; s/},{/}\n{/g' plan.json | sed -n 's/.*"recompute":"\([^"]*\)","micro_batch_size":\([0-9]*\).*/\2 \1/p' >rows
+    rows=$(wc -l <rows)
+    ok "$name: a row for each setting" test "$rows" -ge 9
+    while read -r size row; do
+        flags=$(flags_of $row)
+        is "$name, $row: $size fits" "$(status_of "$PRETRAIN" $MODEL "$@" $flags --micro-batch-size "$size" --dry-run)" 0
+        size=$((size + 1))
+        is "$name, $row: $size does not" "$(case $(status_of "$PRETRAIN" $MODEL "$@" $flags --micro-batch-size $size --dry-run) in 2 | 3) echo no ;; esac)" no
+    done <rows
+}
+check "one rank"
+check "two stages" --pipeline-model-parallel-size 2 --world-size 2
+# with a global batch: sizes that divide it; with two stages a step in one micro-batch has only one in flight
+# shellcheck disable=SC2086
+is "a global batch: runs" "$(status_of "$PRETRAIN" $MODEL --micro-batch-size 1 --global-batch-size 24 --find-max-micro-batch-size)" 0
+contains "a global batch: only sizes that divide it" out "divide --global-batch-size 24"
+sizes=$(sed -n '/^  --recompute-granularity/,$p' out | sed -n 's/^  \(none\|selective.*\|full.*\|auto\)  *\([0-9]\{1,3\}\) .*/\2/p')
+ok "a global batch: there are rows" test "$(echo "$sizes" | wc -l)" -ge 9
+for size in $sizes; do is "$size divides 24" $((24 % size)) 0; done
+# shellcheck disable=SC2086
+is "no limit" "$(status_of "$PRETRAIN" ${MODEL%--hardware*} --micro-batch-size 1 --find-max-micro-batch-size)" 2
+contains "it says what is needed" err "--device-memory-limit"

@@ -1,0 +1,17 @@
+#pragma once
+/* Which tables the conformance tests judge. The same sources make two sets of programs: one for the CPU's
+ * instruction sets, and with TEST_CUDA one for the CUDA kernels (docs/cuda.md), which are linked to it. */
+#include "kernels/kernels.h"
+#include <string.h>
+
+#ifdef TEST_CUDA
+static const char *const isa_names[] = {"cuda"};
+#else
+static const char *const isa_names[] = {"generic", "avx2", "avx512", "amx"};
+#endif
+enum { ISA_COUNT = sizeof(isa_names) / sizeof(isa_names[0]) };
+
+/* NULL when this processor cannot run it. */
+static inline const struct kernels *table_named(const char *name) {
+    return strcmp(name, "cuda") ? kernels_cpu_isa(name) : kernels_cuda();
+}
