@@ -123,7 +123,7 @@ struct plan_bucket {
 /* State of one router of this rank, which is no parameter; the same on every rank of the stage. */
 struct plan_router {
     char *name;                /* of the expert bias */
-    int layer;                 /* of the whole model */
+    int layer;                 /* of the whole model; those of multi-token prediction follow */
     int64_t experts;           /* elements of each */
     size_t bias, tokens, seen; /* arena offsets; SIZE_MAX: not there */
     bool writes;               /* this rank saves the bias, and counts it in hashes */

@@ -259,15 +259,35 @@ static void place_segments(struct stage *s, const int *choice, struct plan *p) {
     p->activation_bytes = 0;
 }
 
-static size_t peak_of(struct stage *s, const int *choice) {
+/* The activation peak over the lists of the plan; only over the first `actions` of the longest when not 0. */
+static void find_activation_peak(struct plan *p, int actions) {
+    struct plan_list *lists = p->lists, first = lists[0];
+    int count = p->num_lists;
+    if (actions && actions < first.actions.count) {
+        first.actions.count = actions;
+        p->lists = &first, p->num_lists = 1;
+    }
+    p->activation_bytes = 0;
+    plan_find_peak(p);
+    mem_free(p->peak_live_end);
+    mem_free(p->peak_chunk);
+    p->lists = lists, p->num_lists = count;
+}
+
+/* The peak of a choice. A part of a step shows already that most choices are too large for the budget: of
+ * those the result is what that part takes. */
+static size_t peak_of(struct stage *s, const int *choice, size_t budget) {
     struct plan p;
     place_segments(s, choice, &p);
     plan_place_frames(&p);
-    plan_find_peak(&p);
+    find_activation_peak(&p, 12 * (p.num_slots + 1));
     plan_place_rest(&p);
+    if (p.arena_bytes <= budget) {
+        p.arena_bytes -= p.activation_bytes;
+        find_activation_peak(&p, 0);
+        p.arena_bytes += p.activation_bytes;
+    }
     mem_free(p.slot_base);
-    mem_free(p.peak_live_end);
-    mem_free(p.peak_chunk);
     mem_free(p.receive);
     mem_free(p.send);
     mem_free(p.boundary_grad);
@@ -336,15 +356,16 @@ static bool confirm(const struct stage *s, const struct candidate *c, struct rec
 /* The fastest candidate that fits; on failure *smallest_p is the smallest peak of all. */
 static bool choose(struct stage *s, size_t budget, struct recompute_group *at_layer,
                    struct plan_auto_stage *out, struct stage_time *time, size_t *smallest_p) {
-    *smallest_p = SIZE_MAX;
+    const struct candidate *smallest = NULL;
     out->candidates = s->num_candidates;
     for (int i = 0; i < s->num_candidates; i++) {
         struct candidate *c = &s->candidates[i];
-        if (!c->peak) c->peak = peak_of(s, c->choice);
+        if (!c->peak) c->peak = peak_of(s, c->choice, budget);
         out->tried = i + 1;
-        if (c->peak < *smallest_p) *smallest_p = c->peak;
+        if (!smallest || c->peak < smallest->peak) smallest = c;
         if (c->peak <= budget && confirm(s, c, at_layer, budget, out, time)) return true;
     }
+    *smallest_p = smallest->choice ? peak_of(s, smallest->choice, SIZE_MAX) : smallest->peak;
     return false;
 }
 

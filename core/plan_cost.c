@@ -70,7 +70,7 @@ static double messages(const struct meter *m) {
 
 static double group_seconds(const struct meter *m, const struct comm *comm, int64_t span) {
     double seconds = 0;
-    if (comm_size(comm) == 1) return 0;
+    if (!comm || comm_size(comm) == 1) return 0;
     for (int kind = 0; kind < COMM_KIND_COUNT; kind++) {
         const struct comm_stats *s = comm_stats(comm, (enum comm_kind)kind);
         seconds += hardware_message_seconds(m->plan->request.hardware, s->bytes, (double)s->calls, span);
@@ -80,9 +80,13 @@ static double group_seconds(const struct meter *m, const struct comm *comm, int6
 
 /* Seconds that all messages so far take on their links. */
 static double message_seconds(const struct meter *m) {
-    int64_t tp = model_tp(&m->plan->request.model), cp = model_cp(&m->plan->request.model);
-    if (!m->plan->request.hardware) return 0;
-    return group_seconds(m, m->comms.tp, tp) + group_seconds(m, m->comms.cp, tp * cp);
+    const struct plan_request *r = &m->plan->request;
+    int64_t tp = model_tp(&r->model), cp = model_cp(&r->model),
+            data = r->layout.data > cp ? r->layout.data : cp;
+    if (!r->hardware) return 0;
+    return group_seconds(m, m->comms.tp, tp) + group_seconds(m, m->comms.cp, tp * cp) +
+           group_seconds(m, m->comms.expert, model_expert_ranks(&r->model)) +
+           group_seconds(m, m->comms.tp_cp, tp * cp) + group_seconds(m, m->comms.tp_dp_cp, tp * data);
 }
 
 enum { FORWARD, RERUN, BACKWARD };

@@ -9,13 +9,14 @@ static void list_routers(struct plan *plan) {
     for (int i = 0, next = 0; i < plan->num_segments; i++) {
         struct plan_segment *s = &plan->segments[i];
         const struct program *program = &plan->compiled[s->compiled].program;
+        int first = s->first_layer + (s->kind == SEGMENT_MTP ? (int)plan->request.model.layers : 0);
         s->routers = mem_new_array(int, (size_t)program->num_routers, "segment routers");
         for (int k = 0; k < program->num_routers; k++, next++) {
             char name[192];
             plan_param_name(&program->routers[k], s->first_layer, name, sizeof(name));
             s->routers[k] = next;
             plan->routers[next] = (struct plan_router){.name = mem_strdup(name, "plan routers"),
-                                                       .layer = s->first_layer + program->routers[k].layer,
+                                                       .layer = first + program->routers[k].layer,
                                                        .experts = program->routers[k].dims[0]};
         }
     }

@@ -65,22 +65,24 @@ double plan_clock_instr(struct plan_clock *c, const struct op *op, const struct 
 
 /* ---- a stage ---- */
 
-static int64_t data_span(const struct plan *plan) {
+/* A message of the ranks that share the parameters of a bucket: `bytes` is the whole buffer, `rounds` 1 for a
+ * gather or a scatter and 2 for a sum. */
+static double shared_seconds(const struct plan *plan, const struct plan_bucket *b, double bytes, int rounds) {
+    const struct plan_layout *l = &plan->request.layout;
     const struct model *m = &plan->request.model;
-    return model_tp(m) * (plan->request.layout.data > 1 ? plan->request.layout.data : 1);
+    bool expert = b->family == FAMILY_EXPERT;
+    int n = expert ? l->expert_data : l->data;
+    int64_t inner = expert ? model_expert_ranks(m) : model_tp(m);
+    if (n <= 1) return 0;
+    return hardware_message_seconds(plan->request.hardware, rounds * bytes * (n - 1) / n, rounds, inner * n);
 }
 
-/* A message of the ranks that share parameters: `bytes` is the whole buffer, `rounds` 1 for a gather or a
- * scatter and 2 for a sum. */
-static double shared_seconds(const struct plan *plan, double bytes, int rounds) {
-    int n = plan->request.layout.data;
-    if (n <= 1) return 0;
-    return hardware_message_seconds(plan->request.hardware, rounds * bytes * (n - 1) / n, rounds,
-                                    data_span(plan));
+static double reduce_seconds(const struct plan *plan, const struct plan_bucket *b, int rounds) {
+    return shared_seconds(plan, b, 4.0 * (double)b->elements, rounds);
 }
 
 static double gather_seconds(const struct plan *plan, const struct plan_bucket *b) {
-    return shared_seconds(plan, (double)b->elements * (double)dtype_bytes(plan->request.model.dtype), 1);
+    return shared_seconds(plan, b, (double)b->elements * (double)dtype_bytes(plan->request.model.dtype), 1);
 }
 
 static void time_chunk(const struct plan *plan, int v, struct stage_time *out) {
@@ -96,7 +98,7 @@ static void time_chunk(const struct plan *plan, int v, struct stage_time *out) {
     for (int i = 0; i < plan->num_buckets; i++) {
         const struct plan_bucket *b = &plan->buckets[i];
         if (b->chunk != v || !b->is_unit) continue;
-        backward_messages += shared_seconds(plan, 4.0 * (double)b->elements, 1);
+        backward_messages += reduce_seconds(plan, b, 1);
         if (b->gathers_weights) {
             forward_messages += gather_seconds(plan, b);
             backward_messages += gather_seconds(plan, b);
@@ -116,7 +118,7 @@ static void time_shared(const struct plan *plan, struct stage_time *out) {
     for (int i = 0; i < plan->num_buckets; i++) {
         const struct plan_bucket *b = &plan->buckets[i];
         count += !b->is_unit;
-        if (!b->is_unit) reduce += shared_seconds(plan, 4.0 * (double)b->elements, sharded ? 1 : 2);
+        if (!b->is_unit) reduce += reduce_seconds(plan, b, sharded ? 1 : 2);
         if (sharded && !b->gathers_weights) gather += gather_seconds(plan, b);
     }
     if (l->overlap_grad_reduce && count) {

@@ -60,7 +60,7 @@ int recompute_groups(const struct recompute_policy *policy, const struct recompu
 recompute_set recompute_of_mtp(const struct recompute_policy *policy, int stage, int layer) {
     struct recompute_chunk chunk = {.stage = stage, .first_layer = layer, .num_layers = 1};
     if (policy->granularity == RECOMPUTE_SELECTIVE) return policy->modules;
-    if (policy->granularity == RECOMPUTE_NONE) return 0;
+    if (policy->granularity == RECOMPUTE_NONE || policy->granularity == RECOMPUTE_PLANNED) return 0;
     bool whole = policy->layer_ids ? has_layer_id(policy, layer)
                                    : policy->method == RECOMPUTE_UNIFORM && chunk_count(policy, &chunk) > 0;
     return whole ? RECOMPUTE_BIT(MODULE_layer) : 0;

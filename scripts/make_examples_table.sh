@@ -24,7 +24,7 @@ peak() { # flags of recompute...: "peak (activations)" in GiB, and matrix FLOPs 
 size() { # FLAG: of the layout, 1 by default
     printf '%s\n' "${flags[@]}" | awk -v flag="$1" -v n=1 'last == flag { n = $0 } { last = $0 } END { print n }'
 }
-echo "| script | ranks | layout | none | \`core_attn\` | \`core_attn layernorm mlp\` | full, uniform, 1 |"
+echo "| script | ranks | layout | none | \`core_attn\` | \`core_attn layernorm\` and \`mlp\`, \`moe\` | full, uniform, 1 |"
 echo "|---|---|---|---|---|---|---|"
 for script in scripts/examples/*.sh; do
     [ "$script" != scripts/examples/common.sh ] || continue
@@ -38,10 +38,14 @@ for script in scripts/examples/*.sh; do
     [ "$context" = 1 ] || layout="CP $context, $layout"
     experts=$(size --expert-model-parallel-size)
     [ "$experts" = 1 ] || layout="EP $experts, $layout"
-    [ "$pipeline" = 1 ] || layout="PP $pipeline x $chunks, $layout"
+    [ "$(size --pipeline-model-parallel-layout)" = 1 ] || chunks="by layout"
+    [ "$pipeline" = 1 ] || layout="PP $pipeline ${chunks/#[0-9]/x &}, $layout"
     [ "$tensor" = 1 ] || layout="TP $tensor, $layout"
+    insides=(mlp) # of the MLP, or of the experts, or of both
+    [ "$(size --num-experts)" = 1 ] || insides=(moe)
+    case $(size --moe-layer-freq) in *0*) insides=(mlp moe) ;; esac
     flags+=(--world-size "$world" --train-iters "$(bash "$script" --print iterations)" --mock-data --vocab-size "$(bash "$script" --print vocabulary)")
     echo "| \`${script##*/}\` | $world | $layout | $(peak) | $(peak --recompute-activations)" \
-        "| $(peak --recompute-granularity selective --recompute-modules core_attn layernorm mlp)" \
+        "| $(peak --recompute-granularity selective --recompute-modules core_attn layernorm "${insides[@]}")" \
         "| $(peak --recompute-granularity full --recompute-method uniform --recompute-num-layers 1) |"
 done

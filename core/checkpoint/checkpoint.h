@@ -131,6 +131,7 @@ struct checkpoint_model {
     double moe_scaling;                               /* of the probabilities; 1: none */
     enum checkpoint_score moe_score;
     bool moe_pre_softmax, moe_shared_gate, moe_expert_bias;
+    int64_t mtp_layers; /* depths of multi-token prediction, behind the last layer and of its kind */
     char unlike_hf[96]; /* any other trait that Hugging Face's families do not have, as a flag; "" for none */
 };
 

@@ -7,8 +7,9 @@
  * --use-checkpoint-args reads. Both stream tensor by tensor and hold at most CHECKPOINT_STAGING_BYTES twice.
  * Model types: gpt2, llama, mistral, qwen2, qwen3, mixtral, deepseek_v3. What a folder asks for that this
  * program's model does not do (sliding windows, other rope scalings, unknown tensors) is an error that names
- * it. DeepSeek's routers always have a bias there: zeros stand for none, either way; its layers of
- * multi-token prediction are left out of an import, with a line. */
+ * it. DeepSeek's routers always have a bias there: zeros stand for none, either way; the copies of the
+ * embedding and the output layer that its layers of multi-token prediction carry are written, and not read.
+ */
 #include "core/base/json.h"
 #include "core/checkpoint/names.h"
 #include "core/checkpoint/safetensors.h"

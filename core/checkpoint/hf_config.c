@@ -214,7 +214,7 @@ static void put_deepseek(struct str *out, const struct checkpoint_model *m) {
     put_integer(out, "v_head_dim", m->v_head_dim);
     put_integer(out, "first_k_dense_replace", m->num_experts ? m->moe_dense_layers : m->num_layers);
     if (m->num_experts) put_deepseek_experts(out, m);
-    put_integer(out, "num_nextn_predict_layers", 0);
+    put_integer(out, "num_nextn_predict_layers", m->mtp_layers);
     put_string(out, "hidden_act", hf_activation(m->activation));
     put_integer(out, "max_position_embeddings", m->max_position_embeddings);
     put_double(out, "rms_norm_eps", m->norm_epsilon);
@@ -324,6 +324,7 @@ static void flags_of_experts(struct str *out, const struct checkpoint_model *m) 
         flag_integer(out, "moe_router_group_topk", m->moe_group_topk);
     }
     if (m->moe_scaling != 1) flag_double(out, "moe_router_topk_scaling_factor", m->moe_scaling);
+    if (m->mtp_layers) flag_integer(out, "mtp_num_layers", m->mtp_layers);
     if (m->moe_expert_bias) flag_bool(out, "moe_router_enable_expert_bias", true);
     str_free(&pattern);
 }

@@ -203,6 +203,7 @@ static void read_deepseek_experts(struct source *s, struct checkpoint_model *m) 
     if (m->moe_shared_ffn_size < 1) fail(s, "n_shared_experts", "is not positive: not supported");
     if (get_bool(s, "norm_topk_prob", true) != (m->moe_topk > 1))
         fail(s, "norm_topk_prob", "must be true for several experts and false for one: not supported");
+    m->mtp_layers = get_integer(s, "num_nextn_predict_layers", 0);
     if (groups == best) return;
     m->moe_num_groups = groups, m->moe_group_topk = best;
     if (groups < 1 || best < 1 || best > groups || m->num_experts % groups || m->moe_topk != 2 * best)

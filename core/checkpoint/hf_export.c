@@ -101,8 +101,9 @@ static int copy_tensor(struct export *x, int entry) {
     uint64_t checksum;
     const struct checkpoint_entry *e = &x->entries.list[entry];
     if (hf_is_router_bias(e->name) && !x->model->moe_expert_bias) return write_zero_bias(x, entry);
+    const char *copied = hf_copy_of(x->model, e->name);
     const struct safetensors_tensor *t =
-        checkpoint_reader_find(&x->reader, e->name, &file, &checksum, x->err);
+        checkpoint_reader_find(&x->reader, copied ? copied : e->name, &file, &checksum, x->err);
     if (!t) return -1;
     if (t->dtype != SAFETENSORS_F32 || t->num_dims != e->num_dims || t->dims[0] != e->dims[0] ||
         (t->num_dims > 1 && t->dims[1] != e->dims[1]))
@@ -214,7 +215,7 @@ int checkpoint_export_hf(const char *dir, int64_t iteration, const char *out_dir
     if (checkpoint_family(&m->model, &why) == CHECKPOINT_MEGATRON ||
         (why = checkpoint_unlike_family(&m->model)) != NULL)
         status = err_set(err, "%s: Hugging Face has no such model: %s", m->path, why);
-    if (!status) status = hf_list_tensors(&m->model, hf_folder_has_router_bias(&m->model), &x.entries, err);
+    if (!status) status = hf_list_folder(&m->model, &x.entries, err);
     if (!status) status = check_out_dir(out_dir, err);
     if (!status) plan_shards(&x);
     if (!status) status = export_files(&x, m, bytes_p);

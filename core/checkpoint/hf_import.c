@@ -5,6 +5,7 @@
 #include "core/checkpoint/pieces.h"
 #include "core/checkpoint/save.h"
 #include "core/tensor/dtype.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -111,12 +112,12 @@ static bool may_ignore(const struct checkpoint_model *model, const char *name) {
            hf_ends_with(name, ".rotary_emb.inv_freq") || (model->tied && !strcmp(name, "lm_head.weight"));
 }
 
-/* DeepSeek's layers of multi-token prediction follow the model's last. */
+/* DeepSeek's layers of multi-token prediction follow the model's last; more than config.json tells of? */
 static bool predicts_more_tokens(const struct checkpoint_model *model, const char *name) {
     static const char prefix[] = "model.layers.";
     size_t n = sizeof(prefix) - 1;
     return checkpoint_family(model, NULL) == CHECKPOINT_DEEPSEEK_V3 && !strncmp(name, prefix, n) &&
-           strtoll(name + n, NULL, 10) >= model->num_layers;
+           strtoll(name + n, NULL, 10) >= model->num_layers + model->mtp_layers;
 }
 
 static int compare_places(const void *a, const void *b) {
@@ -211,16 +212,25 @@ static int import_files(struct import *im, struct checkpoint_job *job) {
     return status;
 }
 
+/* Some folders tell of depths of multi-token prediction and have none. */
+static void choose_depths(const struct import *im, struct checkpoint_model *model) {
+    const struct safetensors *file;
+    char name[CHECKPOINT_MAX_NAME];
+    snprintf(name, sizeof(name), "model.layers.%lld.eh_proj.weight", (long long)model->num_layers);
+    if (!find_weight(im, name, &file)) model->mtp_layers = 0;
+}
+
 /* Every tensor of the model is in the folder, with its shape, and the folder has no others. */
 static int check_folder(struct import *im, struct checkpoint_model *model) {
     struct checkpoint_entries es;
     const struct safetensors *file;
     bool has_bias = false;
-    int status = hf_list_tensors(model, hf_folder_has_router_bias(model), &es, im->err);
+    choose_depths(im, model);
+    int status = hf_list_folder(model, &es, im->err);
     for (int i = 0; i < es.count && !status; i++) {
         const struct checkpoint_entry *e = &es.list[i];
-        bool optional = hf_is_router_bias(e->name) && !find_weight(im, e->name, &file);
-        if (!optional) status = check_weight(im, e);
+        bool optional = hf_is_router_bias(e->name) || hf_copy_of(model, e->name);
+        if (!optional || find_weight(im, e->name, &file)) status = check_weight(im, e);
     }
     if (!status) status = check_all_used(im, model, &es);
     if (!status) status = find_router_bias(im, &es, &has_bias);
@@ -235,7 +245,7 @@ static int import_weights(struct import *im, const char *out_dir, struct checkpo
     struct checkpoint_state state = {0};
     struct checkpoint_job job;
     if (open_weights(im) || check_folder(im, model)) return -1;
-    int status = hf_list_tensors(model, model->moe_expert_bias, &es, im->err);
+    int status = hf_list_tensors(model, &es, im->err);
     if (!status) {
         checkpoint_write_model_flags(&flags, model);
         struct checkpoint_job_request request = {.dir = out_dir,

@@ -4,11 +4,13 @@
 
 #define HF_INDEX_NAME "model.safetensors.index.json"
 
-/* DeepSeek's routers have a bias in every folder; whether the program's model has one is the caller's matter.
- * The caller owns the list, also after an error (mem_free). */
-int hf_list_tensors(const struct checkpoint_model *model, bool router_bias, struct checkpoint_entries *out,
-                    struct err *err);
-bool hf_folder_has_router_bias(const struct checkpoint_model *model);
+/* The tensors of the model, or of its folder, where DeepSeek's routers always have a bias and each depth of
+ * multi-token prediction has copies of the embedding and the output layer. The caller owns the list, also
+ * after an error (mem_free). */
+int hf_list_tensors(const struct checkpoint_model *model, struct checkpoint_entries *out, struct err *err);
+int hf_list_folder(const struct checkpoint_model *model, struct checkpoint_entries *out, struct err *err);
+/* What a tensor of a folder is a copy of; NULL for the others. */
+const char *hf_copy_of(const struct checkpoint_model *model, const char *name);
 /* Kept in fp32 whatever the folder's dtype, as transformers does. */
 bool hf_is_router_bias(const char *name);
 bool hf_ends_with(const char *name, const char *end);

@@ -6,13 +6,14 @@
 
 /* ---- the table: names.def ---- */
 
-enum place { MODEL, LAYER };
+enum place { MODEL, LAYER, DEPTH };
 enum size {
     NONE,
     ONE,
     VOCAB,
     POSITIONS,
     HIDDEN,
+    TWO_HIDDEN,
     ATTENTION,
     QKV,
     HEAD,
@@ -50,7 +51,8 @@ enum when {
     IF_EXPERTS, /* layers with them */
     IF_EXPERT_BIAS,
     IF_SHARED,
-    IF_SHARED_GATE
+    IF_SHARED_GATE,
+    IF_MTP
 };
 enum { MAX_CUTS = 3 };
 
@@ -71,7 +73,8 @@ static const struct row table[] = {
 #include "core/checkpoint/names.def"
 };
 
-static const char LAYER_PREFIX[] = "decoder.layers.";
+static const char LAYER_PREFIX[] = "decoder.layers.", DEPTH_PREFIX[] = "mtp.layers.";
+static const char DEPTH_LAYER[] = "transformer_layer.";
 
 static int64_t size_of_experts(const struct checkpoint_model *m, enum size size) {
     int64_t halves = m->gated ? 2 : 1;
@@ -125,6 +128,8 @@ static int64_t size_of(const struct checkpoint_model *m, enum size size) {
         return m->max_position_embeddings;
     case HIDDEN:
         return m->hidden_size;
+    case TWO_HIDDEN:
+        return 2 * m->hidden_size;
     case FC1:
         return m->gated ? 2 * m->ffn_hidden_size : m->ffn_hidden_size;
     case FFN:
@@ -158,7 +163,8 @@ static bool has_attention_row(const struct checkpoint_model *m, enum when when) 
     }
 }
 
-/* `layer` is -1 for rows outside the layers. */
+/* `layer` is -1 for rows outside the layers; depths of multi-token prediction follow the last layer, whose
+ * kind theirs is. */
 static bool has_row(const struct checkpoint_model *m, const struct row *row, int64_t layer) {
     bool experts = m->num_experts > 0 && layer >= m->moe_dense_layers;
     switch (row->when) {
@@ -182,6 +188,8 @@ static bool has_row(const struct checkpoint_model *m, const struct row *row, int
         return experts && m->moe_shared_ffn_size > 0;
     case IF_SHARED_GATE:
         return experts && m->moe_shared_gate;
+    case IF_MTP:
+        return m->mtp_layers > 0;
     default:
         return has_attention_row(m, row->when);
     }
@@ -235,7 +243,7 @@ static const char *why_not_deepseek(const struct checkpoint_model *m) {
         return "--multi-latent-attention without RMSNorm and --swiglu";
     if (!m->qk_norm) return "--multi-latent-attention without --qk-layernorm";
     if (m->linear_bias) return "--multi-latent-attention with biases";
-    if (!m->num_experts) return NULL;
+    if (!m->num_experts) return m->mtp_layers ? "--mtp-num-layers without experts" : NULL;
     if (!m->moe_shared_ffn_size)
         return "--multi-latent-attention and --num-experts without shared experts "
                "(--moe-shared-expert-intermediate-size)";
@@ -246,6 +254,10 @@ static enum checkpoint_family rotary_family(const struct checkpoint_model *m, co
     if (m->kv_lora_rank) {
         *why = why_not_deepseek(m);
         return CHECKPOINT_DEEPSEEK_V3;
+    }
+    if (m->mtp_layers) {
+        *why = "--mtp-num-layers without --multi-latent-attention";
+        return CHECKPOINT_MEGATRON;
     }
     if (m->num_experts) {
         *why = why_not_mixtral(m);
@@ -262,6 +274,8 @@ enum checkpoint_family checkpoint_family(const struct checkpoint_model *model, c
     enum checkpoint_family family = CHECKPOINT_GPT2;
     if (model->unlike_hf[0])
         reason = model->unlike_hf;
+    else if (model->mtp_layers && model->position != CHECKPOINT_POSITION_ROPE)
+        reason = "--mtp-num-layers without --multi-latent-attention";
     else if (model->zero_centered_norm)
         reason = "--apply-layernorm-1p";
     else if (model->position == CHECKPOINT_POSITION_ROPE)
@@ -276,18 +290,30 @@ enum checkpoint_family checkpoint_family(const struct checkpoint_model *model, c
 
 /* ---- entries ---- */
 
+/* The number behind `prefix`, -1 when the name does not begin so or the number is not below `end`; *rest_p is
+ * what follows. */
+static int64_t read_number(const char *name, const char *prefix, int64_t end, const char **rest_p) {
+    size_t length = strlen(prefix);
+    char *after;
+    if (strncmp(name, prefix, length) || name[length] < '0' || name[length] > '9') return -1;
+    long long number = strtoll(name + length, &after, 10);
+    if (*after != '.' || number >= end) return -1;
+    *rest_p = after + 1;
+    return number;
+}
+
 /* Finds the row of a Megatron-LM name; *layer_p is -1 for rows outside the layers. */
 static const struct row *find_row(const struct checkpoint_model *m, const char *name, int64_t *layer_p) {
-    size_t prefix = sizeof(LAYER_PREFIX) - 1;
-    *layer_p = -1;
-    if (!strncmp(name, LAYER_PREFIX, prefix)) {
-        char *end;
-        if (name[prefix] < '0' || name[prefix] > '9') return NULL;
-        long long layer = strtoll(name + prefix, &end, 10);
-        if (*end != '.' || layer >= m->num_layers) return NULL;
-        *layer_p = layer, name = end + 1;
+    enum place place = MODEL;
+    *layer_p = read_number(name, LAYER_PREFIX, m->num_layers, &name);
+    if (*layer_p >= 0) {
+        place = LAYER;
+    } else if ((*layer_p = read_number(name, DEPTH_PREFIX, m->mtp_layers, &name)) >= 0) {
+        bool inside = !strncmp(name, DEPTH_LAYER, sizeof(DEPTH_LAYER) - 1);
+        place = inside ? LAYER : DEPTH;
+        name += inside ? sizeof(DEPTH_LAYER) - 1 : 0;
+        *layer_p += m->num_layers;
     }
-    enum place place = *layer_p >= 0 ? LAYER : MODEL;
     for (size_t i = 0; i < ARRAY_COUNT(table); i++)
         if (table[i].place == place && !strcmp(table[i].name, name) && has_row(m, &table[i], *layer_p))
             return &table[i];
@@ -411,25 +437,48 @@ int checkpoint_entries_of(const struct checkpoint_model *model, const char *name
     return 1;
 }
 
-void checkpoint_each_tensor(const struct checkpoint_model *model, checkpoint_tensor_fn fn, void *context) {
+/* What each_tensor was called with. */
+struct visit {
+    const struct checkpoint_model *model;
+    checkpoint_tensor_fn fn;
+    void *context;
+};
+
+static void visit_row(const struct visit *v, const struct row *row, int64_t layer) {
     char name[CHECKPOINT_MAX_NAME];
-    for (size_t i = 0; i < ARRAY_COUNT(table);) {
-        bool layers = table[i].place == LAYER;
-        size_t end = i + 1; /* consecutive layer rows go layer by layer */
-        while (layers && end < ARRAY_COUNT(table) && table[end].place == LAYER) end++;
-        for (int64_t layer = layers ? 0 : -1; layer < (layers ? model->num_layers : 0); layer++)
-            for (size_t r = i; r < end; r++) {
-                const struct row *row = &table[r];
-                int64_t dims[2] = {size_of(model, row->rows), size_of(model, row->cols)};
-                if (!has_row(model, row, layer)) continue;
-                if (layers)
-                    snprintf(name, sizeof(name), "%s%lld.%s", LAYER_PREFIX, (long long)layer, row->name);
-                else
-                    snprintf(name, sizeof(name), "%s", row->name);
-                fn(context, name, row->cols == NONE ? 1 : 2, dims);
-            }
-        i = end;
+    int64_t dims[2] = {size_of(v->model, row->rows), size_of(v->model, row->cols)};
+    int64_t depth = layer - v->model->num_layers;
+    if (!has_row(v->model, row, layer)) return;
+    if (row->place == MODEL)
+        snprintf(name, sizeof(name), "%s", row->name);
+    else if (depth < 0)
+        snprintf(name, sizeof(name), "%s%lld.%s", LAYER_PREFIX, (long long)layer, row->name);
+    else
+        snprintf(name, sizeof(name), "%s%lld.%s%s", DEPTH_PREFIX, (long long)depth,
+                 row->place == LAYER ? DEPTH_LAYER : "", row->name);
+    v->fn(v->context, name, row->cols == NONE ? 1 : 2, dims);
+}
+
+/* All layers' rows lie together in the table, and go layer by layer. */
+static void visit_layers(const struct visit *v, int64_t first, int64_t end) {
+    for (int64_t layer = first; layer < end; layer++)
+        for (size_t i = 0; i < ARRAY_COUNT(table); i++)
+            if (table[i].place == LAYER || (table[i].place == DEPTH && layer >= v->model->num_layers))
+                visit_row(v, &table[i], layer);
+}
+
+void checkpoint_each_tensor(const struct checkpoint_model *model, checkpoint_tensor_fn fn, void *context) {
+    struct visit v = {model, fn, context};
+    bool layers_done = false;
+    for (size_t i = 0; i < ARRAY_COUNT(table); i++) {
+        if (table[i].place == MODEL) {
+            visit_row(&v, &table[i], -1);
+        } else if (!layers_done) {
+            visit_layers(&v, 0, model->num_layers);
+            layers_done = true;
+        }
     }
+    visit_layers(&v, model->num_layers, model->num_layers + model->mtp_layers);
 }
 
 int64_t checkpoint_map_rows(const struct checkpoint_entry *entry, int64_t i, int64_t *row_p) {

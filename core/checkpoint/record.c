@@ -58,6 +58,7 @@ static const struct field model_fields[] = {
     ADDED(moe_shared_ffn_size, "--moe-shared-expert-intermediate-size", COUNT, SHAPE),
     ADDED(moe_shared_gate, "--moe-shared-expert-gate", BOOLEAN, SHAPE),
     ADDED(moe_expert_bias, "--moe-router-enable-expert-bias", BOOLEAN, SHAPE),
+    ADDED(mtp_layers, "--mtp-num-layers", COUNT, SHAPE),
     ADDED(moe_topk, "--moe-router-topk", COUNT, MEANING),
     ADDED(moe_num_groups, "--moe-router-num-groups", COUNT, MEANING),
     ADDED(moe_group_topk, "--moe-router-group-topk", COUNT, MEANING),

@@ -250,6 +250,11 @@ static int rules_expert_ranks(struct config *cfg, struct err *err) {
             "--moe-shared-expert-intermediate-size %lld is not a multiple of --tensor-model-parallel-size "
             "%lld: change one of them",
             (long long)cfg->moe_shared_expert_intermediate_size, tp);
+    if (ep * etp > 1 && cfg->moe_pad_expert_input_to_capacity &&
+        cfg->moe_token_dispatcher_type == MOE_TOKEN_DISPATCHER_TYPE_ALLGATHER)
+        config_note(cfg,
+                    "--moe-pad-expert-input-to-capacity: with the allgather dispatcher over several ranks "
+                    "no rows are filled up; results are the same");
     if (ep * etp == 1 && config_is_set(cfg, moe_expert_rank_capacity_factor))
         config_note(cfg, "--moe-expert-rank-capacity-factor: every rank has all experts, and room for all "
                          "its rows");

@@ -25,10 +25,10 @@ bool model_mtp_passes_on(const struct model *m, int layer) {
     return layer + 1 < m->mtp_layers;
 }
 
-/* The layer's parameters from `first` on belong to this depth. */
-static void rename_params(struct program *p, int first) {
-    for (int i = first; i < p->num_params; i++) {
-        struct param_info *info = &p->params[i];
+/* The layer's parameters (or routers) from `first` on belong to this depth. */
+static void rename_params(struct param_info *params, int first, int count) {
+    for (int i = first; i < count; i++) {
+        struct param_info *info = &params[i];
         char name[192];
         CHECK(!strncmp(info->name, LAYER_PREFIX, strlen(LAYER_PREFIX)), "%s is not of a layer", info->name);
         snprintf(name, sizeof(name), "%s%s", PREFIX "transformer_layer.", info->name + strlen(LAYER_PREFIX));
@@ -57,9 +57,10 @@ void build_mtp(struct program *p, const struct model *m, int layer) {
                                             .shard.full = {m->hidden, 2 * m->hidden},
                                             .out_features = m->hidden,
                                             .init_std = m->init_std});
-    int first = p->num_params;
+    int first = p->num_params, first_router = p->num_routers;
     x = build_layer(p, m, x, m->layers - 1);
-    rename_params(p, first);
+    rename_params(p->params, first, p->num_params);
+    rename_params(p->routers, first_router, p->num_routers);
     program_end(p, outer);
     x = op_add_norm(p, m, x, "final_layernorm", PREFIX "final_layernorm", true);
     build_output(p, m, x, model_mtp_passes_on(m, layer));

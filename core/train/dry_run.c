@@ -147,12 +147,14 @@ int dry_run(const struct config *cfg, FILE *out, struct err *err) {
     if (!failed) {
         if (cfg->dry_run_json) failed = str_write_file(&w.json, cfg->dry_run_json, err);
     }
+    bool fits = !config_is_set(cfg, device_memory_limit) || w.largest <= (uint64_t)cfg->device_memory_limit;
+    if (!failed && !fits) {
+        status = STATUS_OUT_OF_MEMORY;
+        failed = out_of_memory_explain(cfg, stderr, err);
+    }
     if (failed) {
         log_error("%s", err->text);
         status = STATUS_USAGE;
-    } else if (config_is_set(cfg, device_memory_limit) && w.largest > (uint64_t)cfg->device_memory_limit) {
-        status = STATUS_OUT_OF_MEMORY;
-        if (out_of_memory_explain(cfg, stderr, err)) log_error("%s", err->text);
     }
     world_close(&w);
     return status;

@@ -140,9 +140,9 @@ static void add_mtp_losses(const struct trainer *t, struct metrics_record *recor
 static void write_layer_losses(const struct trainer *t) {
     const struct model *m = &t->setup.plan.request.model;
     if (!t->layer_losses || !t->tensorboard || t->state.iteration % t->cfg->tensorboard_log_interval) return;
-    for (int layer = 0; layer < (int)m->layers; layer++) {
+    for (int layer = 0; layer < (int)t->num_layer_losses; layer++) {
         char tag[64];
-        if (!model_layer_is_moe(m, layer)) continue;
+        if (!model_layer_is_moe(m, layer < m->layers ? layer : m->layers - 1)) continue;
         snprintf(tag, sizeof(tag), "moe/%s_layer_%d", balance_name(m), layer);
         if (m->moe.balance_coeff != 0)
             tensorboard_scalar(t->tensorboard, tag, t->state.iteration, t->layer_losses[layer].balance);

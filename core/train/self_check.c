@@ -204,6 +204,15 @@ int self_check_run(const struct config *cfg, const struct ranks *ranks, FILE *ou
     int status = self_check_open(&s, cfg, ranks, err) ? STATUS_USAGE : STATUS_OK;
     if (!status) {
         if (speaks(&s)) print_copy(&s, out);
+        if (speaks(&s) && self_check_lifts_capacity(cfg))
+            fprintf(out, "self-check: checked without --moe-expert-capacity-factor: each rank limits its own "
+                         "tokens, so "
+                         "ranks that split sequences drop others than one rank does\n");
+        if (speaks(&s) && self_check_replaces_balance(cfg))
+            fprintf(
+                out,
+                "self-check: checked with aux_loss instead of global_aux_loss: the micro-batches so far are "
+                "others on several ranks than on one\n");
         check_weights_at_start(&s, out);
     }
     for (int64_t i = 0; i < cfg->self_check_steps && !status; i++) {

@@ -28,6 +28,11 @@ struct self_check_configs {
 };
 /* Pure, and cannot fail: `cfg` has passed config_validate. */
 void self_check_shrink(const struct config *cfg, struct self_check_configs *out);
+/* Whether the copy has no --moe-expert-capacity-factor though the user's model has one: a rank limits its own
+ * tokens, so ranks that split sequences rightly drop other tokens than one rank does. */
+bool self_check_lifts_capacity(const struct config *cfg);
+/* Whether it has aux_loss for global_aux_loss: the micro-batches so far are other ones on several ranks. */
+bool self_check_replaces_balance(const struct config *cfg);
 void self_check_free_configs(struct self_check_configs *configs);
 
 /* One parameter of the whole model. */

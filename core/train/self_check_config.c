@@ -151,6 +151,18 @@ static void shrink_layer_pattern(const struct config *cfg, struct self_check_con
     c->moe_layer_pattern = out->layer_pattern;
 }
 
+bool self_check_lifts_capacity(const struct config *cfg) {
+    bool splits_sequences =
+        cfg->context_parallel_size > 1 || (cfg->sequence_parallel && cfg->tensor_model_parallel_size > 1);
+    return splits_sequences && config_is_set(cfg, moe_expert_capacity_factor) &&
+           cfg->moe_expert_capacity_factor >= 0;
+}
+
+bool self_check_replaces_balance(const struct config *cfg) {
+    return cfg->data_parallel_size > 1 &&
+           cfg->moe_router_load_balancing_type == MOE_ROUTER_LOAD_BALANCING_TYPE_GLOBAL_AUX_LOSS;
+}
+
 static void shrink_moe(const struct config *cfg, struct self_check_configs *out) {
     struct config *c = &out->layout;
     int64_t tp = cfg->tensor_model_parallel_size;
@@ -161,6 +173,12 @@ static void shrink_moe(const struct config *cfg, struct self_check_configs *out)
     if (config_is_set(cfg, moe_shared_expert_intermediate_size))
         c->moe_shared_expert_intermediate_size = round_up(SHARED_FFN, tp);
     shrink_layer_pattern(cfg, out);
+    if (self_check_replaces_balance(cfg))
+        c->moe_router_load_balancing_type = MOE_ROUTER_LOAD_BALANCING_TYPE_AUX_LOSS;
+    if (self_check_lifts_capacity(cfg)) {
+        c->moe_expert_capacity_factor = NAN;
+        c->moe_pad_expert_input_to_capacity = false;
+    }
 }
 
 static void shrink_sizes(const struct config *cfg, struct config *c) {

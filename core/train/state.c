@@ -78,6 +78,7 @@ static struct checkpoint_model model_of(const struct trainer *t) {
         .rotary_percent = cfg->rotary_percent,
         .rope_scaling_factor = m->rope_scaling_factor,
         .norm_epsilon = cfg->layernorm_epsilon,
+        .mtp_layers = m->mtp_layers,
         .hidden_dropout = cfg->hidden_dropout,
         .attention_dropout = cfg->attention_dropout,
     };
@@ -85,7 +86,6 @@ static struct checkpoint_model model_of(const struct trainer *t) {
     if (m->moe.experts) describe_experts(cfg, m, &out);
     if (m->rotary_interpolation > 1)
         snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--rotary-seq-len-interpolation-factor");
-    if (m->mtp_layers) snprintf(out.unlike_hf, sizeof(out.unlike_hf), "--mtp-num-layers");
     return out;
 }
 

@@ -141,8 +141,8 @@ static void sum_router_losses(struct trainer *t, int micro_batches) {
     l->balance = sums[0] / count;
     l->z = sums[1] / count;
     if (!t->layer_losses) return;
-    routers_sum_layers(&t->executor, t->layer_losses, t->cfg->num_layers);
-    for (int64_t i = 0; i < t->cfg->num_layers; i++) {
+    routers_sum_layers(&t->executor, t->layer_losses, t->num_layer_losses);
+    for (int64_t i = 0; i < t->num_layer_losses; i++) {
         t->layer_losses[i].balance *= layers / count;
         t->layer_losses[i].z *= layers / count;
     }

@@ -138,8 +138,9 @@ static void gather_ranks(struct trainer *t) {
     t->busy_sorted = mem_new_array(double, (size_t)size, "reports of the ranks");
     t->hosts = mem_new_array(char, (size_t)(size * RANK_HOST_BYTES), "hosts of the ranks");
     t->world_gemm_flops = t->setup.plan.step_gemm_flops;
+    t->num_layer_losses = t->setup.plan.request.model.layers + t->setup.plan.request.model.mtp_layers;
     if (t->cfg->moe_per_layer_logging)
-        t->layer_losses = mem_new_array(struct router_losses, (size_t)t->cfg->num_layers, "losses by layer");
+        t->layer_losses = mem_new_array(struct router_losses, (size_t)t->num_layer_losses, "losses by layer");
     if (!t->ranks) return;
     snprintf(t->hosts + (ptrdiff_t)rank * RANK_HOST_BYTES, RANK_HOST_BYTES, "%s",
              comm_world_host(t->ranks->world));

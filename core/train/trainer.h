@@ -96,8 +96,9 @@ struct trainer {
     double *rank_reports;               /* RANK_REPORT_WORDS of each rank */
     double *busy_sorted;                /* one per rank */
     struct router_losses *layer_losses; /* --moe-per-layer-logging: means of this step, per layer; or NULL */
-    char *hosts;                        /* RANK_HOST_BYTES of each rank */
-    double world_gemm_flops;            /* of a full step, all ranks */
+    int64_t num_layer_losses;
+    char *hosts;             /* RANK_HOST_BYTES of each rank */
+    double world_gemm_flops; /* of a full step, all ranks */
     int timer_step, timer_optimizer, timer_data, timer_eval, timer_save;
     int64_t start_iteration, last_saved_iteration;
     uint64_t start_ns;

@@ -91,7 +91,10 @@ small_layout() { # RANKS: fills LAYOUT and data_parallel
         if [ "$size" -gt 1 ] && [ $((left % 2)) = 0 ]; then sizes[$flag]=2 left=$((left / 2)); fi
     done
     tensor=${sizes[--tensor-model-parallel-size]} pipeline=${sizes[--pipeline-model-parallel-size]} data_parallel=$left
-    sizes[--expert-model-parallel-size]=$((left % 2 == 0 ? 2 : 1)) # experts are spread over data-parallel ranks
+    # experts are spread over the data-parallel ranks, and where they are not cut themselves over the tensor-parallel ones too
+    size=$left
+    [ "$(value_of --expert-tensor-parallel-size 0 "${PARALLEL[@]}")" != 1 ] || size=$((left * tensor))
+    sizes[--expert-model-parallel-size]=$((size % 2 == 0 ? 2 : 1))
     sizes[--expert-tensor-parallel-size]=1
     LAYOUT=()
     for word in "${PARALLEL[@]}"; do

@@ -22,7 +22,8 @@
 #include <cstdint>
 #include <cstring>
 
-#define CUDA_EMULATION 1
+#define CUDA_EMULATION     1
+#define CUDA_EMULATION_PTX "tests/cuda_emulation/ptx.h" /* included by kernels/cuda/ptx.cuh */
 #define __global__
 #define __device__
 #define __host__

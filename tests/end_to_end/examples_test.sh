@@ -94,6 +94,8 @@ if command -v mpirun >/dev/null && [[ $("$PRETRAIN" --version) == *mpi=1* ]]; th
         "pipeline_model_parallel_size .................... 2  (command line)"
     agrees mixtral_8x7b
     trains deepseek_v3_671b 4
+    contains "with experts over the tensor-parallel ranks" out "expert_model_parallel_size ...................... 2  (command line)" \
+        "tensor_model_parallel_size ...................... 2  (command line)"
     agrees deepseek_v3_671b
 else
     echo "ok $((number += 1)) - small siblings on four ranks # SKIP no MPI"

@@ -81,6 +81,10 @@ def flags(layout):
     add("--expert-model-parallel-size", layout.get("ep", 1))
     if "etp" in layout:
         out += ["--expert-tensor-parallel-size", str(layout["etp"])]
+    if "dispatch" in layout:
+        out += ["--moe-token-dispatcher-type", layout["dispatch"]]
+    if layout.get("room"):
+        out += ["--moe-expert-rank-capacity-factor", str(layout["room"])]
     if layout["sp"]:
         out.append("--sequence-parallel")
     if layout["vpp"] > 1 and layout.get("split") != "layout":
@@ -107,6 +111,10 @@ def flags(layout):
 def name(layout):
     words = [f"{axis}{layout[axis]}" for axis in ("tp", "pp", "cp", "dp") if layout[axis] > 1] or ["one rank"]
     words += [f"{axis}{layout[axis]}" for axis in ("ep", "etp") if axis in layout]
+    if "dispatch" in layout:
+        words.append(layout["dispatch"])
+    if layout.get("room"):
+        words.append(f"room{layout['room']}")
     if layout["sp"]:
         words.append("sp")
     if layout["vpp"] > 1:

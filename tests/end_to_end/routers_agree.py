@@ -74,7 +74,7 @@ def check_layouts(tap, pool):
     tap.ok(f"{name(LAYOUTS[5])}: what a capacity drops and jitter are the one-rank run's", worst <= SCALAR_BOUND, worst, limited.get().error())
     differs = relative(one_limited.get().scalars(), ones["aux_loss"].get().scalars())
     tap.ok("one rank: a capacity and jitter change the run", differs > 1e-4, differs)
-    return ones["aux_loss"], jobs
+    return ones, jobs
 
 
 def check_resume(tap, pool, one, jobs):
@@ -117,6 +117,29 @@ def check_whole_batch(tap, pool):
         tap.ok(f"{title}: biases are the one-rank run's, bit for bit", biases(run, 2) == biases(one.get(), 2))
 
 
+def check_expert_ranks(tap, pool, ones):
+    """Experts on several ranks: the same counts, and the same drops as where each rank has all experts."""
+    two, tensor = layout_of(dp=2, model="routers"), layout_of(tp=2, sp=1, dp=2, sharding="zero1", model="routers")
+    split = "--expert-model-parallel-size 2 --moe-token-dispatcher-type".split()
+    jobs = [(two, "aux_loss", split + ["alltoall"]), (tensor, "seq_aux_loss", split + ["allgather"] + BALANCES["seq_aux_loss"]),
+            (layout_of(tp=2, sp=1, cp=2, model="routers"), "aux_loss", split + ["alltoall", "--expert-tensor-parallel-size", "1"])]
+    jobs = [(layout, kind, flags, pool.start(layout, SAVING + flags)) for layout, kind, flags in jobs]
+    drops = [pool.start(two, TRAIN + LIMITED + flags) for flags in ([], split + ["allgather"], split + ["alltoall"],
+                                                                   split + ["alltoall", "--moe-pad-expert-input-to-capacity"] + FULL)]
+    for layout, kind, flags, job in jobs:
+        run, one, title = job.get(), ones[kind].get(), f"{name(layout)} {' '.join(flags)}"
+        tap.ok(f"{title}: runs", run.status == 0 and len(run.lines) == 4, f"exit {run.status}: {run.error()}")
+        tap.ok(f"{title}: biases are the one-rank run's, bit for bit", biases(run, 4) == biases(one, 4) and biases(one, 4))
+        worst = max(relative(run.scalars(), one.scalars()), relative(losses(run), losses(one)) / 4)
+        tap.ok(f"{title}: losses and gradient norms within {SCALAR_BOUND:.1e}", worst <= SCALAR_BOUND, worst)
+        worst, where = relative_tensors(gradients(run), gradients(one))
+        tap.ok(f"{title}: gradients within {GRADIENT_BOUND:.1e}", worst <= GRADIENT_BOUND, worst, where)
+    for job in drops[1:]:
+        worst = relative(job.get().scalars(), drops[0].get().scalars())
+        tap.ok(f"{name(two)} {' '.join(job.flags[job.flags.index(split[0]):][:4])}: a capacity drops what it drops without",
+               worst <= SCALAR_BOUND, worst, job.get().error())
+
+
 def check_layers(tap, pool):
     """--moe-per-layer-logging: in an event file a float follows its tag, after one byte."""
     layout = layout_of(pp=2, model="routers")
@@ -138,11 +161,13 @@ def check_layers(tap, pool):
 
 def main():
     tap, pool = Tap(), Pool(sys.argv[1], sys.argv[2])
-    one, jobs = check_layouts(tap, pool)
+    ones, jobs = check_layouts(tap, pool)
+    one = ones["aux_loss"]
     check_resume(tap, pool, one, jobs)
     check_rules(tap, pool, one)
     check_whole_batch(tap, pool)
     check_layers(tap, pool)
+    check_expert_ranks(tap, pool, ones)
     return tap.failed
 
 

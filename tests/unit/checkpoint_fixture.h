@@ -73,6 +73,13 @@ static inline struct checkpoint_model fixture_deepseek(void) {
     return m;
 }
 
+/* The same with two depths of multi-token prediction. */
+static inline struct checkpoint_model fixture_deepseek_mtp(void) {
+    struct checkpoint_model m = fixture_deepseek();
+    m.mtp_layers = 2;
+    return m;
+}
+
 /* LayerNorm with rope: a model that Hugging Face does not have. */
 static inline struct checkpoint_model fixture_megatron(void) {
     struct checkpoint_model m = fixture_llama();

@@ -48,8 +48,9 @@ static void there_and_back(struct fixture *f, enum safetensors_dtype dtype) {
 }
 
 TEST(exported_and_imported_weights_are_the_same) {
-    const struct checkpoint_model models[] = {fixture_llama(), fixture_gpt2(),    fixture_qwen(2),
-                                              fixture_qwen(3), fixture_mixtral(), fixture_deepseek()};
+    const struct checkpoint_model models[] = {fixture_llama(),       fixture_gpt2(),    fixture_qwen(2),
+                                              fixture_qwen(3),       fixture_mixtral(), fixture_deepseek(),
+                                              fixture_deepseek_mtp()};
     static const enum safetensors_dtype dtypes[] = {SAFETENSORS_F32, SAFETENSORS_BF16, SAFETENSORS_F16};
     for (size_t i = 0; i < ARRAY_COUNT(models) * 3; i++) {
         struct fixture f, back;
@@ -182,7 +183,14 @@ static const char python_reader[] =
     "0.5)\n"
     "    check('model.embed_tokens.weight', [v, h], same); check('lm_head.weight', [v, h], same)\n"
     "    check('model.norm.weight', [h], same)\n"
-    "    for l in range(config['num_hidden_layers']):\n"
+    "    layers, depths = config['num_hidden_layers'], config['num_nextn_predict_layers']\n"
+    "    assert (layers, depths) in ((2, 0), (2, 2))\n"
+    "    for l in range(layers, layers + depths):\n"
+    "        p = 'model.layers.%d.' % l\n"
+    "        for n in ('enorm', 'hnorm', 'shared_head.norm'): check(p + n + '.weight', [h], same)\n"
+    "        check(p + 'eh_proj.weight', [h, 2 * h], same)\n"
+    "        for n in ('embed_tokens', 'shared_head.head'): check(p + n + '.weight', [v, h], same)\n"
+    "    for l in range(layers + depths):\n"
     "        p = 'model.layers.%d.' % l\n"
     "        for n in ('input', 'post_attention'): check(p + n + '_layernorm.weight', [h], same)\n"
     "        a = p + 'self_attn.'\n"
@@ -239,7 +247,7 @@ static int run_python(const char *family) {
 
 TEST(an_independent_reader_finds_every_element_where_hugging_face_has_it) {
     const struct checkpoint_model models[] = {fixture_llama(), fixture_gpt2(), fixture_mixtral(),
-                                              fixture_deepseek()};
+                                              fixture_deepseek(), fixture_deepseek_mtp()};
     for (size_t m = 0; m < ARRAY_COUNT(models); m++) {
         struct fixture f;
         uint64_t bytes;
@@ -277,9 +285,11 @@ TEST(config_json_tells_the_model_and_is_read_back) {
     rounded.mscale_all_dim = 0;
     one.moe_num_groups = one.moe_group_topk = 0, one.moe_topk = 1, one.mscale = one.mscale_all_dim = 0;
     latent.moe_expert_bias = plain.moe_expert_bias = rounded.moe_expert_bias = one.moe_expert_bias = false;
+    struct checkpoint_model latent_mtp = fixture_deepseek_mtp();
+    latent_mtp.moe_expert_bias = false; /* the folder's weights tell */
     const struct checkpoint_model models[] = {
-        fixture_llama(), fixture_gpt2(), fixture_qwen(2), fixture_qwen(3),   scaled,  biased,
-        exact,           latent,         plain,           fixture_mixtral(), rounded, one};
+        fixture_llama(), fixture_gpt2(), fixture_qwen(2),   fixture_qwen(3), scaled, biased,    exact,
+        latent,          plain,          fixture_mixtral(), rounded,         one,    latent_mtp};
     for (size_t i = 0; i < ARRAY_COUNT(models); i++) {
         struct str text = {0}, want = {0}, got = {0};
         struct checkpoint_model model = models[i], back;

@@ -236,8 +236,16 @@ TEST(the_family_of_experts_and_latents_follows_from_the_tensors) {
     EXPECT_CONTAINS(why, "--moe-shared-expert-intermediate-size");
     m = fixture_deepseek();
     EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_DEEPSEEK_V3);
-    m.num_experts = 0;
+    m.mtp_layers = 1;
     EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_DEEPSEEK_V3);
+    m.num_experts = 0;
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MEGATRON);
+    EXPECT_CONTAINS(why, "--mtp-num-layers");
+    m.mtp_layers = 0;
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_DEEPSEEK_V3);
+    m = fixture_mixtral(), m.mtp_layers = 1;
+    EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MEGATRON);
+    EXPECT_CONTAINS(why, "--mtp-num-layers");
     m = fixture_deepseek(), m.moe_shared_ffn_size = 0;
     EXPECT_EQ(checkpoint_family(&m, &why), CHECKPOINT_MEGATRON);
     EXPECT_CONTAINS(why, "without shared experts");

@@ -61,8 +61,8 @@ TEST(every_family_comes_back_bit_equal) {
     struct checkpoint_model untied = fixture_gpt2();
     untied.tied = false;
     const struct checkpoint_model models[] = {
-        fixture_llama(), fixture_gpt2(),    fixture_megatron(), qwen2, qwen3, biased,
-        untied,          fixture_mixtral(), fixture_deepseek()};
+        fixture_llama(),   fixture_gpt2(),     fixture_megatron(),    qwen2, qwen3, biased, untied,
+        fixture_mixtral(), fixture_deepseek(), fixture_deepseek_mtp()};
     for (size_t i = 0; i < ARRAY_COUNT(models); i++) {
         struct fixture f;
         fixture_make_dir();

@@ -83,9 +83,24 @@ TEST(contradictions_are_refused_with_a_remedy) {
     refuses(MOE, "--moe-input-jitter-eps 1", "--moe-input-jitter-eps", "from 0 to 1");
     refuses(DENSE, "--moe-input-jitter-eps 0.1", "--moe-input-jitter-eps has no effect", "add --num-experts");
     refuses(MOE, "--moe-apply-probs-on-input", "--moe-apply-probs-on-input", "drop it");
-    refuses(MOE, "--tensor-model-parallel-size 2 --world-size 2", "--tensor-model-parallel-size 2", "use 1");
-    refuses(MOE, "--expert-model-parallel-size 2 --world-size 2", "--expert-model-parallel-size 2",
-            "drop it");
+    refuses(MOE, "--tensor-model-parallel-size 2 --world-size 2", "--tensor-model-parallel-size 2",
+            "add it, so that each rank routes tokens of its own");
+    refuses(MOE, "--expert-model-parallel-size 3 --world-size 3", "--num-experts 8 is not a multiple",
+            "change one of them");
+    refuses(MOE, "--expert-tensor-parallel-size 5 --world-size 5",
+            "--moe-ffn-hidden-size 96 is not a multiple of --expert-tensor-parallel-size 5:",
+            "change one of them");
+    refuses(MOE, "--tensor-model-parallel-size 4 --sequence-parallel --world-size 4 --moe-ffn-hidden-size 50",
+            "--expert-tensor-parallel-size 4 (from --tensor-model-parallel-size)", "change one of them");
+    refuses(MOE,
+            "--tensor-model-parallel-size 2 --sequence-parallel --world-size 2 "
+            "--moe-shared-expert-intermediate-size 33",
+            "--moe-shared-expert-intermediate-size 33", "change one of them");
+    refuses(MOE, "--moe-token-dispatcher-type flex", "--moe-token-dispatcher-type flex", "use alltoall");
+    refuses(MOE, "--moe-expert-rank-capacity-factor 0", "--moe-expert-rank-capacity-factor",
+            "greater than 0");
+    refuses(DENSE, "--expert-model-parallel-size 2 --world-size 2", "has no effect without --num-experts",
+            "add --num-experts");
     refuses("pretrain_gpt --num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 32 "
             "--max-position-embeddings 32 --micro-batch-size 1 --train-iters 2 --lr 1e-3 --mock-data "
             "--vocab-size 64",

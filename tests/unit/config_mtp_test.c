@@ -126,5 +126,26 @@ TEST(parameters_have_the_names_of_megatron_lm) {
     mem_free(all);
 }
 
-RUN_TESTS(CASE(what_does_not_go_together_is_refused_with_a_remedy), CASE(flags_reach_the_model),
+TEST(a_depths_router_has_a_bias_of_its_own_name) {
+    struct model m;
+    struct plan_tensor *all;
+    int found = 0, equal = 0;
+    EXPECT(!validate(ROPE, "--mtp-num-layers 2 --num-experts 4 --disable-bias-linear "
+                           "--moe-router-score-function sigmoid --moe-router-enable-expert-bias"),
+           "%s", err.text);
+    model_from_config(&cfg, 64, &m);
+    int count = plan_all_tensors(&m, &all);
+    for (int i = 0; i < count; i++) {
+        found += !strcmp(all[i].name, "mtp.layers.1.transformer_layer.mlp.router.expert_bias");
+        for (int k = 0; k < i; k++) equal += !strcmp(all[i].name, all[k].name);
+    }
+    EXPECT_EQ(found, 1);
+    EXPECT_EQ(equal, 0);
+    for (int i = 0; i < count; i++) mem_free(all[i].name);
+    mem_free(all);
+    config_free(&cfg);
+}
+
+RUN_TESTS(CASE(a_depths_router_has_a_bias_of_its_own_name),
+          CASE(what_does_not_go_together_is_refused_with_a_remedy), CASE(flags_reach_the_model),
           CASE(parameters_have_the_names_of_megatron_lm))

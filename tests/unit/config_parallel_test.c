@@ -83,8 +83,8 @@ TEST(sizes_that_do_not_fit_the_ranks_are_refused) {
         {1, "--world-size 2", "--world-size 2, but 1 rank runs: start 2 with mpirun -np 2 or srun -n 2"},
         {4, "--world-size 2", "--world-size 2, but 4 ranks run:"},
         {1, "--dry-run --world-size 6 " TP4, "6 ranks are not a multiple of"},
-        {2, "--expert-model-parallel-size 2", "experts split over ranks are not built yet; drop it"},
-        {2, TP2 "--expert-tensor-parallel-size 2", "experts split over ranks are not built yet; drop it"},
+        {2, "--expert-model-parallel-size 2", "has no effect without --num-experts"},
+        {2, TP2 "--expert-tensor-parallel-size 2", "has no effect without --num-experts"},
         {0, "--num-distributed-optimizer-instances 2", "only 1 is built"},
         {8, "--profile --profile-ranks 8", "the ranks are 0 to 7"},
     };

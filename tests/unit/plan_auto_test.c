@@ -175,6 +175,23 @@ TEST(layers_of_two_kinds_choose_each_for_themselves) {
     expect_good_choices("experts", &w);
 }
 
+/* Depths of multi-token prediction keep what they need; the layers make room. */
+TEST(a_model_with_multi_token_prediction_stays_within_the_budget) {
+    struct model m = long_model(tiny_mtp(), 4);
+    struct world w;
+    struct plan_auto a;
+    struct err err;
+    make_world(&w, m, 1, 1, "1f1b", 2);
+    size_t most = outcome_of(&w, 0, (struct recompute_policy){.granularity = RECOMPUTE_NONE}).peak;
+    bool found = !plan_auto_choose(w.requests, 1, most - most / 20, &a, &err);
+    EXPECT(found, "%s", err.text);
+    if (!found) return;
+    EXPECT(outcome_of(&w, 0, policy_of(&a)).peak <= most - most / 20, "the plan is larger than the budget");
+    EXPECT_EQ(outcome_of(&w, 0, policy_of(&a)).peak, a.stages[0].peak_bytes);
+    EXPECT(a.stages[0].rerun_seconds > 0, "nothing is recomputed");
+    plan_auto_free(&a);
+}
+
 TEST(every_stage_of_a_pipeline_uses_its_own_budget) {
     struct world w;
     make_world(&w, long_model(tiny_llama(), 6), 3, 1, "1f1b", 5);
@@ -280,6 +297,7 @@ TEST(gradients_are_bit_equal_and_the_measured_peak_is_within_the_budget) {
 
 RUN_TESTS(CASE(one_stage_is_within_the_budget_and_beats_every_plain_setting),
           CASE(layers_of_two_kinds_choose_each_for_themselves),
+          CASE(a_model_with_multi_token_prediction_stays_within_the_budget),
           CASE(every_stage_of_a_pipeline_uses_its_own_budget),
           CASE(gradients_that_live_in_units_count_as_they_are),
           CASE(the_choice_is_the_best_of_all_choices_of_a_small_model),

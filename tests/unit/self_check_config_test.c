@@ -59,7 +59,10 @@ static const struct {
     {32, TP "4 --sequence-parallel" PP "2" MOE "96 --expert-model-parallel-size 8"
             " --expert-tensor-parallel-size 2 --moe-ffn-hidden-size 96 --moe-router-num-groups 12"
             " --moe-router-group-topk 4 --moe-router-topk 8 --use-distributed-optimizer"},
-    {16, MOE "16 --expert-model-parallel-size 16 --use-megatron-fsdp"},
+    {16, MOE "16 --expert-model-parallel-size 16 --use-megatron-fsdp --moe-expert-capacity-factor 1.5"
+             " --moe-pad-expert-input-to-capacity"},
+    {2,
+     TP "2 --sequence-parallel" MOE "16 --moe-expert-capacity-factor 1.5 --moe-pad-expert-input-to-capacity"},
     {1, MOE "6 --moe-router-num-groups 3 --moe-router-group-topk 2 --moe-router-topk 4"
             " --moe-layer-freq [0]*31+[1]"},
     {64, TP "8" PP "4" CP "2 --sequence-parallel" GROUPS "8" ROPE},
@@ -202,6 +205,10 @@ static void expect_experts_of_a_kind(const struct config *u, const struct config
     EXPECT_EQ(u->num_experts > u->moe_router_topk, c->num_experts > c->moe_router_topk);
     EXPECT_EQ(u->num_experts > ep, c->num_experts > ep);
     EXPECT_EQ(c->num_experts % ep, 0);
+    EXPECT_EQ(config_is_set(c, moe_expert_capacity_factor),
+              config_is_set(u, moe_expert_capacity_factor) && !u->sequence_parallel);
+    EXPECT(!c->moe_pad_expert_input_to_capacity || config_is_set(c, moe_expert_capacity_factor),
+           "no capacity");
     EXPECT(c->num_experts <= u->num_experts && c->num_experts <= 2 * ep + 32, "%lld experts",
            (long long)c->num_experts);
     EXPECT_EQ(strlen(c->moe_layer_pattern), (size_t)c->num_layers);

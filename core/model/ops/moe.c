@@ -62,6 +62,10 @@ int op_add_unpermute(struct program *p, const struct model *m, int y, struct rou
 
 /* ---- products with the experts' weights ---- */
 
+static bool has_unused_rows(const struct routing *r) {
+    return r->expected_rows > 0 || r->shape.capacity > 0;
+}
+
 struct grouped_attributes {
     int64_t groups, rows, in, out, expected;
 };
@@ -121,7 +125,9 @@ int op_add_grouped_linear(struct program *p, const struct model *m, int x, struc
                                       .init = PARAM_INIT_NORMAL,
                                       .init_std = spec->init_std,
                                       .forms = PARAM_FORM_PACKED_FORWARD | PARAM_FORM_PACKED_BACKWARD});
-    return program_output(p, op, spec->name, m->dtype, 2, (int64_t[]){g.rows, g.out}, true);
+    int y = program_output(p, op, spec->name, m->dtype, 2, (int64_t[]){g.rows, g.out}, true);
+    p->tensors[y].is_partly_unused = has_unused_rows(&r);
+    return y;
 }
 
 /* ---- activation times probability: backward reads its input and the routing, so its result need not stay */
@@ -159,7 +165,7 @@ int op_add_scaled_activation(struct program *p, const struct model *m, int x, st
     int op =
         program_op(p, &op_scaled_activation, "moe_act", (int[]){x, r.probs, r.dispatch}, 3, &a, sizeof(a));
     int y = program_output(p, op, "moe_act", m->dtype, 2, (int64_t[]){a.rows, a.cols}, true);
-    p->tensors[y].is_partly_unused = r.expected_rows > 0;
+    p->tensors[y].is_partly_unused = has_unused_rows(&r);
     return y;
 }
 

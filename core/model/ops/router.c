@@ -248,5 +248,6 @@ struct routing op_add_route(struct program *p, const struct model *m, int logits
     int count = program_output(p, op, "routing_counts", DTYPE_I32, 1, &counts, false);
     int pinned[] = {r.probs, r.experts, r.dispatch, count};
     for (int i = 0; i < 4; i++) p->tensors[pinned[i]].is_pinned = true;
+    p->tensors[r.probs].is_partly_unused = s->capacity > 0; /* gradients of what was dropped */
     return r;
 }
