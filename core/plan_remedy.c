@@ -6,7 +6,7 @@
 /* A change to the requests of all stages. */
 struct change {
     const struct recompute_policy *policy; /* NULL: as given */
-    char policy_flags[128];
+    char policy_flags[224];
     bool shards;
     int divisor; /* of the micro-batch, which becomes as many more; 1: as given */
 };
@@ -63,6 +63,8 @@ static bool attempt(struct search *s, const struct change *c) {
     snprintf(r.flags, sizeof(r.flags), "%s%s%s%s%s", c->policy_flags,
              *c->policy_flags && r.changes_more ? " " : "", c->shards ? "--use-distributed-optimizer" : "",
              c->shards && *batch ? " " : "", batch);
+    for (int i = 0; i < out->count; i++)
+        if (!strcmp(out->at[i].flags, r.flags)) return true;
     out->at[out->count++] = r;
     return true;
 }
@@ -121,20 +123,35 @@ static int layers_of_chunk(const struct search *s) {
     return most;
 }
 
+static void attempt_modules(struct search *s, struct change c, recompute_set modules) {
+    struct recompute_policy policy = {.granularity = RECOMPUTE_SELECTIVE, .modules = modules};
+    char *flags = c.policy_flags;
+    int n = snprintf(flags, sizeof(c.policy_flags), "--recompute-granularity selective --recompute-modules");
+    for (int i = 0; i < MODULE_COUNT; i++)
+        if (modules >> i & 1)
+            n += snprintf(flags + n, sizeof(c.policy_flags) - (size_t)n, " %s",
+                          recompute_module_info(i)->name);
+    if (modules == RECOMPUTE_BIT(MODULE_core_attn))
+        snprintf(flags, sizeof(c.policy_flags), "--recompute-activations");
+    c.policy = &policy;
+    attempt(s, &c);
+}
+
+/* The named sets, and each of them beside the modules given. */
+static void attempt_selective(struct search *s, struct change c) {
+    const struct recompute_policy *given = &s->any->recompute;
+    recompute_set own = given->granularity == RECOMPUTE_SELECTIVE ? given->modules : 0;
+    for (size_t i = 0; i < ARRAY_COUNT(module_sets); i++) {
+        recompute_set set = set_of(module_sets[i]), more = set | own;
+        if (!has_modules(&s->any->model, set)) continue;
+        attempt_modules(s, c, set);
+        if (more != set && more != own) attempt_modules(s, c, more);
+    }
+}
+
 static void attempt_recompute(struct search *s, struct change c) {
     int layers = layers_of_chunk(s), low = 1, high = layers;
-    for (size_t i = 0; i < ARRAY_COUNT(module_sets); i++) {
-        struct recompute_policy policy = {.granularity = RECOMPUTE_SELECTIVE,
-                                          .modules = set_of(module_sets[i])};
-        if (!has_modules(&s->any->model, policy.modules) || s->any->layout.distribute_saved) continue;
-        c.policy = &policy;
-        if (!strcmp(module_sets[i], "core_attn"))
-            snprintf(c.policy_flags, sizeof(c.policy_flags), "--recompute-activations");
-        else
-            snprintf(c.policy_flags, sizeof(c.policy_flags),
-                     "--recompute-granularity selective --recompute-modules %s", module_sets[i]);
-        attempt(s, &c);
-    }
+    if (!s->any->layout.distribute_saved) attempt_selective(s, c); /* that flag is for full recompute */
     for (int n = 1; n <= layers; n *= 2) attempt_full(s, c, RECOMPUTE_UNIFORM, n);
     while (low <=
            high) { /* fewer layers recompute less and keep more: halve towards the smallest that fits */

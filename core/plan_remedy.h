@@ -3,14 +3,15 @@
  * each tried by planning every pipeline stage with it. Cheapest means fewest recomputed FLOPs in a step, of
  * one rank of each stage together; what recomputes nothing more comes first.
  *
- * The recompute settings are the named sets of modules below, full uniform with groups of 1, 2, 4, ..., and
- * the smallest full block. Together with another change they are tried only where nothing fits alone. */
+ * The recompute settings are sets of modules, alone and beside those given, full uniform with groups of 1, 2,
+ * 4, ..., and the smallest full block. Together with another change they are tried only where nothing fits
+ * alone. */
 #include "core/plan.h"
 
 enum { PLAN_MAX_REMEDIES = 64 };
 
 struct plan_remedy {
-    char flags[256];
+    char flags[384];
     bool changes_recompute; /* instead of the recompute flags given */
     bool changes_more;      /* something beside recompute */
     size_t bytes;           /* the highest peak of any stage */

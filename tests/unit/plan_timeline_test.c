@@ -11,8 +11,8 @@ static uint32_t dice(uint32_t sides) { /* xorshift: the same configurations on e
 }
 
 static struct plan_request random_request(void) {
-    struct model (*const models[])(void) = {tiny_gpt, tiny_llama, tiny_moe, tiny_mla};
-    struct model m = models[dice(4)]();
+    struct model (*const models[])(void) = {tiny_gpt, tiny_llama, tiny_moe, tiny_mla, tiny_mtp};
+    struct model m = models[dice(5)]();
     m.layers = 1 + dice(4);
     m.dtype = (enum dtype)dice(3);
     m.flash = dice(2);
