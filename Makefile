@@ -2,7 +2,7 @@
 # make test            unit and kernel tests (scripts/test.sh runs all tests); make help lists targets and settings
 # Settings, on the command line or in config.mk (see config.mk.example):
 #   CUDA=auto|0|1 NCCL=auto|0|1 MPI=auto|0|1 PCRE2=auto|0|1 YAML=auto|0|1  DEBUG=0|1 SAN=|address,undefined|thread
-#   WERROR=0|1 V=0|1 CC=gcc|clang BUILD=build
+#   WERROR=0|1 V=0|1 CC=gcc|clang BUILD=build  CUDA_HOME=/usr/local/cuda NVCC=nvcc CUDA_ARCHS="80 90a"
 -include config.mk
 CUDA   ?= 0
 NCCL   ?= 0
@@ -64,12 +64,21 @@ BENCH := $(patsubst tests/%.c,$B/tests/%,$(sort $(wildcard tests/bench/*.c)))
 ifeq ($(origin CXX),default)
 CXX := $(if $(findstring clang,$(CCNAME)),clang++,g++)
 endif
-CXXFLAGS += -std=c++17 $(OPT) -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas \
+CXXFLAGS += -std=c++17 -O2 -g -fno-omit-frame-pointer -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas \
             $(if $(findstring clang,$(CCNAME)),-Wno-pass-failed) $(if $(filter 1,$(WERROR)),-Werror) $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all)
 CU        := $(sort $(wildcard kernels/cuda/*.cu))
 EMULATION := $(sort $(wildcard tests/cuda_emulation/*.cc))
-CU_TEST_SOURCES := $(filter-out $(CU_TEST_SKIP),$(sort $(wildcard tests/kernels/*.c)))
-CU_TEST   := $(patsubst tests/%.c,$B/cuda/tests/%,$(CU_TEST_SOURCES))
+CU_TEST   := $(patsubst tests/%.c,$B/cuda/tests/%,$(sort $(wildcard tests/kernels/*.c)))
+CU_OWN_TEST := $B/cuda/tests/cuda_emulation/emulation_test
+CUDA_HOME ?= /usr/local/cuda
+NVCC      ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) nvcc)
+# machine code for these, and PTX of the last for whatever comes later (90a has instructions of its own that do not)
+CUDA_ARCHS ?= 80 90a
+CUDA_PTX   ?= 90
+NVCCFLAGS += -std=c++17 -O3 -lineinfo -I. $(foreach a,$(CUDA_ARCHS),-gencode=arch=compute_$a,code=sm_$a) \
+             -gencode=arch=compute_$(CUDA_PTX),code=compute_$(CUDA_PTX) -Xptxas -v -Xcompiler -Wall,-Wextra \
+             $(if $(filter 1,$(WERROR)),-Werror all-warnings)
+NVCC_OBJ  := $(CU:%.cu=$B/nvcc/%.o)
 EMULATED  := $(CU:%.cu=$B/emulated/%.o) $(EMULATION:%.cc=$B/%.o)
 
 # all of it: the kernel tables find their kernels by weak names, which pull nothing out of an archive
@@ -81,16 +90,18 @@ say = $(if $(Q),@printf '  %-5s %s\n' $(1) $(2))
 all: $(BIN)
 	$(Q)for b in $(notdir $(BIN)); do ln -sfn $(patsubst $(BUILD)/%,%,$B)/$$b $(BUILD)/$$b; done
 tests: $(TEST)
-cuda_tests: $(CU_TEST)
+cuda_tests: $(CU_TEST) $(CU_OWN_TEST)
+cuda: $(NVCC_OBJ)
+	$(Q)scripts/cuda_resources.sh kernels/cuda/spills.txt $(NVCC_OBJ:%=%.log)
 test: all $(TEST)
 	$(Q)scripts/run_tests.sh $B $(TEST)
 fuzzers: $(FUZZ)
 benches: $(BENCH)
-format: ; $(Q)git ls-files '*.c' '*.h' '*.cu' | xargs clang-format -i
+format: ; $(Q)git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cc' | xargs clang-format -i
 clean: ; rm -rf $(BUILD)
 help:
 	@sed -n '1,6s/^# //p' Makefile
-	@echo "targets: all tests test fuzzers benches format clean help"
+	@echo "targets: all tests test cuda_tests cuda fuzzers benches format clean help"
 	@echo "this build: $B; PCRE2=$(PCRE2) YAML=$(YAML) CUDA=$(CUDA) NCCL=$(NCCL) MPI=$(MPI); cpu kernels for: $(ISAS)"
 
 $B/libpretrain.a: $(LIB)
@@ -110,6 +121,10 @@ $B/emulated/%.o: %.cu
 	@mkdir -p $(@D)
 	$(call say,CXX,$<)
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -x c++ -include tests/cuda_emulation/emulation.h -c -o $@ $<
+$B/nvcc/%.o: %.cu
+	@mkdir -p $(@D)
+	$(call say,NVCC,$<)
+	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MF $(@:.o=.d) -c -o $@ $< >$@.log 2>&1 || { cat $@.log; exit 1; }
 $B/%.o: %.cc
 	@mkdir -p $(@D)
 	$(call say,CXX,$<)
@@ -120,6 +135,10 @@ $B/cuda/%.o: %.c
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -DTEST_CUDA -c -o $@ $<
 $(CU_TEST): $B/cuda/%: $B/cuda/%.o $(EMULATED) $B/libpretrain.a
 	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $< $(EMULATED) $(WHOLE_LIB) $(LDLIBS)
+$(CU_OWN_TEST): $B/cuda/%: $B/emulated/%.o $(EMULATED) $B/libpretrain.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
 	$(Q)$(CC) $(LDFLAGS) -o $@ $< $(EMULATED) $(WHOLE_LIB) $(LDLIBS)
 define isa_rule
 $B/%.$(1).o: %.c
@@ -141,6 +160,6 @@ $B/core/train/memory_timeline.o: CPPFLAGS += -DTIMELINE_PAGE='"$B/core/plan_time
 $B/parallel/comm/mpi_%.o: CPPFLAGS += $(MPI_CPPFLAGS)
 $B/core/base/version.o: CPPFLAGS += -DBUILD_SETTINGS='"$(CCNAME) pcre2=$(PCRE2) yaml=$(YAML) cuda=$(CUDA) nccl=$(NCCL) mpi=$(MPI) cpu=[$(ISAS)]$(if $(SAN), san=$(SAN))"'
 -include $(shell find $B -name '*.d' 2>/dev/null)
-.PHONY: all tests cuda_tests test fuzzers benches format clean help
+.PHONY: all tests cuda cuda_tests test fuzzers benches format clean help
 .SECONDARY:
 .DELETE_ON_ERROR:

@@ -16,13 +16,14 @@ allowed=$(
 core/base/mem.c  memory   the one place where host memory is taken
 core/base/log.c  output   the logger
 parallel/comm/launch.c  getenv  what launchers say about this process
+kernels/cuda/device.cu  device-memory  the one place where device memory is taken
 cmd/             output   a program prints
 tests/parallel/comm_failure_test.c  getenv  whether it runs under mpirun
 tests/           output   a test prints its TAP lines
 tests/           memory   a test may own what it frees itself
 END
 )
-files=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' 2>/dev/null || find . -path ./build -prune -o -path './.*' -prune -o \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) -print | sed 's|^\./||')
+files=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cc' 2>/dev/null || find . -path ./build -prune -o -path './.*' -prune -o \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) -print | sed 's|^\./||')
 # shellcheck disable=SC2086
 awk -v allowed="$allowed" '
     BEGIN {

@@ -9,7 +9,7 @@ for name in clang-format-14 clang-format; do
 done
 [ -n "$tool" ] || { echo "check_format: skipped: no clang-format of version 14 here"; exit 77; }
 # generated tables are left as their generators write them
-files=$(git ls-files '*.c' '*.h' '*.cu' ':!tests/golden/' 2>/dev/null || find cmd core kernels parallel recompute tests -name '*.[ch]' -not -path 'tests/golden/*')
+files=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cc' ':!tests/golden/' 2>/dev/null || find cmd core kernels parallel recompute tests -name '*.[ch]' -not -path 'tests/golden/*')
 bad=$(printf '%s\n' "$files" | xargs -P "$(nproc)" -n 8 "$tool" --dry-run 2>&1 | grep 'clang-formatted' | cut -d: -f1,2 | sort -u -t: -k1,1)
 if [ -n "$bad" ]; then
     echo "these files should be clang-formatted (make format); the first line of each:"

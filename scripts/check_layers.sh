@@ -22,7 +22,7 @@ cmd              core kernels parallel recompute
 tests            core kernels parallel recompute cmd
 END
 )
-files=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.def' 2>/dev/null || find . -path ./build -prune -o -path './.*' -prune -o \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def' \) -print | sed 's|^\./||')
+files=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cc' '*.def' 2>/dev/null || find . -path ./build -prune -o -path './.*' -prune -o \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def' \) -print | sed 's|^\./||')
 # shellcheck disable=SC2086
 awk -v rules="$rules" '
     BEGIN {

@@ -64,8 +64,8 @@ programs() { # tree, folder...
     local tree=$1 folder source
     shift
     for folder in "$@"; do
-        for source in tests/"$folder"/*.c tests/"$folder".c; do
-            [ -e "$source" ] && source=${source%.c} && echo "$tree/$source"
+        for source in tests/"$folder"/*.c tests/"$folder".c tests/"$folder"/*_test.cu; do
+            [ -e "$source" ] && source=${source%.*} && echo "$tree/$source"
         done
     done
 }
@@ -114,6 +114,20 @@ if [ $level = full ]; then
         # an MPI library keeps memory until the end; ours is counted by the tests themselves
         mapfile -t list < <(programs "$tree" parallel)
         ASAN_OPTIONS=detect_leaks=0 JOBS=1 run "sanitizers on several ranks" "$tree" ${list[@]+"${list[@]}"}
+    fi
+
+    # the CUDA kernels, emulated: the conformance suite once more, on its own build of the kernels
+    if check "build emulated CUDA kernels" make -j"$jobs" CC=gcc WERROR=1 DEBUG=1 SAN=address,undefined cuda_tests; then
+        tree=$(tree_of CC=gcc DEBUG=1 SAN=address,undefined)
+        mapfile -t list < <(programs "$tree/cuda" kernels cuda_emulation)
+        run "CUDA kernels under emulation" "$tree" "${list[@]}"
+    fi
+    if nvcc=$(command -v nvcc || command -v "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc"); then
+        check "build CUDA kernels with nvcc" make -j"$jobs" CC=gcc WERROR=1 NVCC="$nvcc" cuda
+    else
+        echo
+        echo "no nvcc here: the CUDA kernels are not compiled for a GPU"
+        echo "0 0 1" >>"$TALLY"
     fi
 
     # code that starts threads; other tests would only repeat what these show

@@ -2,7 +2,16 @@
  * of the reference; rows are put in order by one warp per expert, which goes through all slots. */
 #include "kernels/cuda/reduce.cuh"
 
-enum { THREADS = 128 };
+/* Threads of a token's block: a warp for up to 64 experts, which needs no barrier; else four. */
+enum { FEW_EXPERTS = 64, CLEAR_THREADS = 128 };
+#define BY_EXPERTS(experts, THREADS, ...)                                                                    \
+    if ((experts) <= FEW_EXPERTS) {                                                                          \
+        constexpr int THREADS = 32;                                                                          \
+        __VA_ARGS__;                                                                                         \
+    } else {                                                                                                 \
+        constexpr int THREADS = 128;                                                                         \
+        __VA_ARGS__;                                                                                         \
+    }
 
 static __device__ __forceinline__ double sigmoid(double x) {
     return 1 / (1 + exp(-x));
@@ -17,7 +26,7 @@ static __device__ __forceinline__ int64_t rank_of(const double *key, int64_t i, 
 }
 
 /* log sum exp of a token's logits, by the whole block. */
-static __device__ double log_sum_exp(const float *logits, int64_t n) {
+template <int THREADS> static __device__ double log_sum_exp(const float *logits, int64_t n) {
     float most = -INFINITY;
     double sum = 0;
     for (int64_t e = threadIdx.x; e < n; e += THREADS) most = max_or_nan(most, logits[e]);
@@ -27,7 +36,7 @@ static __device__ double log_sum_exp(const float *logits, int64_t n) {
 }
 
 /* Experts outside the best groups fall behind all others. sums: [group_count]. */
-static __device__ void limit_groups(double *key, double *sums, const router_shape &s) {
+template <int THREADS> static __device__ void limit_groups(double *key, double *sums, const router_shape &s) {
     const int64_t size = s.experts / s.group_count, best = s.topk / s.group_topk;
     for (int64_t g = threadIdx.x; g < s.group_count; g += THREADS) {
         double sum = 0;
@@ -70,13 +79,14 @@ static __device__ void weigh(float *probs, const router_shape &s, const float *l
     }
 }
 
+template <int THREADS>
 static __global__ void __launch_bounds__(THREADS) choose_kernel(const route_forward_args a) {
     SHARED_DYNAMIC(double, key); /* [experts], then [group_count] */
     const router_shape &s = a.shape;
     const int64_t token = blockIdx.x;
     const float *logits = a.logits + token * s.experts;
     int32_t *experts = a.experts + token * s.topk;
-    const double lse = log_sum_exp(logits, s.experts);
+    const double lse = log_sum_exp<THREADS>(logits, s.experts);
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) key[e] = (double)logits[e];
     __syncthreads();
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS)
@@ -85,7 +95,7 @@ static __global__ void __launch_bounds__(THREADS) choose_kernel(const route_forw
     __syncthreads();
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) key[e] = key_of(a, logits, lse, e);
     __syncthreads();
-    if (s.group_count) limit_groups(key, key + s.experts, s);
+    if (s.group_count) limit_groups<THREADS>(key, key + s.experts, s);
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) {
         const int64_t rank = rank_of(key, e, 0, s.experts);
         if (rank < s.topk) experts[rank] = (int32_t)e;
@@ -94,8 +104,8 @@ static __global__ void __launch_bounds__(THREADS) choose_kernel(const route_forw
     if (threadIdx.x == 0) weigh(a.probs + token * s.topk, s, logits, experts, lse);
 }
 
-static __global__ void __launch_bounds__(THREADS) clear_kernel(int32_t *p, int64_t n) {
-    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+static __global__ void __launch_bounds__(CLEAR_THREADS) clear_kernel(int32_t *p, int64_t n) {
+    const int64_t i = (int64_t)blockIdx.x * CLEAR_THREADS + threadIdx.x;
     if (i < n) p[i] = 0;
 }
 
@@ -137,18 +147,19 @@ struct terms {
 };
 
 /* Sum of the sigmoids, which their normalisation divides by; 1 for a softmax. */
-static __device__ double score_sum(const router_shape &s, const float *logits) {
+template <int THREADS> static __device__ double score_sum(const router_shape &s, const float *logits) {
     double sum = 0;
     if (s.score == ROUTER_SOFTMAX) return 1;
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) sum += sigmoid((double)logits[e]);
     return block_sum<THREADS>(sum) + 1e-20;
 }
 
+template <int THREADS>
 static __global__ void __launch_bounds__(THREADS) terms_kernel(const route_forward_args a, terms *out) {
     const router_shape &s = a.shape;
     const int64_t token = blockIdx.x;
     const float *logits = a.logits + token * s.experts;
-    const double lse = log_sum_exp(logits, s.experts), whole = score_sum(s, logits);
+    const double lse = log_sum_exp<THREADS>(logits, s.experts), whole = score_sum<THREADS>(s, logits);
     double balance = 0;
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) {
         const double x = (double)logits[e], p = s.score == ROUTER_SOFTMAX ? exp(x - lse) : sigmoid(x) / whole;
@@ -159,14 +170,14 @@ static __global__ void __launch_bounds__(THREADS) terms_kernel(const route_forwa
     if (threadIdx.x == 0) out[token] = t;
 }
 
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(CLEAR_THREADS)
     terms_total_kernel(const route_forward_args a, const terms *in) {
     const router_shape &s = a.shape;
     const double of_set = (double)(s.tokens / s.count_sets);
     double balance = 0, z = 0;
-    for (int64_t t = threadIdx.x; t < s.tokens; t += THREADS) balance += in[t].balance, z += in[t].z;
-    balance = block_sum<THREADS>(balance);
-    z = block_sum<THREADS>(z);
+    for (int64_t t = threadIdx.x; t < s.tokens; t += CLEAR_THREADS) balance += in[t].balance, z += in[t].z;
+    balance = block_sum<CLEAR_THREADS>(balance);
+    z = block_sum<CLEAR_THREADS>(z);
     if (threadIdx.x) return;
     if (a.balance_sum)
         *a.balance_sum +=
@@ -183,16 +194,19 @@ void cuda_route_forward(const struct stream *stream, const struct route_forward_
     const int64_t counts = s.count_sets * s.experts;
     terms *of_tokens = static_cast<terms *>(stream->workspace);
     cudaStream_t on = cuda_stream(stream);
-    CUDA_LAUNCH(clear_kernel, cuda_blocks(counts, THREADS, 1), THREADS, 0, on, args->counts, counts);
-    if (s.tokens)
-        CUDA_LAUNCH(choose_kernel, (unsigned)s.tokens, THREADS,
-                    (size_t)(s.experts + s.group_count) * sizeof(double), on, *args);
+    CUDA_LAUNCH(clear_kernel, cuda_blocks(counts, CLEAR_THREADS, 1), CLEAR_THREADS, 0, on, args->counts,
+                counts);
+    if (s.tokens) {
+        BY_EXPERTS(s.experts, N,
+                   CUDA_LAUNCH(choose_kernel<N>, (unsigned)s.tokens, N,
+                               (size_t)(s.experts + s.group_count) * sizeof(double), on, *args))
+    }
     CUDA_LAUNCH(count_kernel, (unsigned)s.experts, 32, 0, on, *args);
     CUDA_LAUNCH(offsets_kernel, 1, 32, 0, on, *args);
     CUDA_LAUNCH(place_kernel, (unsigned)s.experts, 32, 0, on, *args);
     if (!s.tokens || (!args->balance_sum && !args->z_sum)) return;
-    CUDA_LAUNCH(terms_kernel, (unsigned)s.tokens, THREADS, 0, on, *args, of_tokens);
-    CUDA_LAUNCH(terms_total_kernel, 1, THREADS, 0, on, *args, of_tokens);
+    BY_EXPERTS(s.experts, N, CUDA_LAUNCH(terms_kernel<N>, (unsigned)s.tokens, N, 0, on, *args, of_tokens))
+    CUDA_LAUNCH(terms_total_kernel, 1, CLEAR_THREADS, 0, on, *args, of_tokens);
 }
 
 /* ---- backward ---- */
@@ -214,6 +228,7 @@ static __device__ __forceinline__ double through(const router_shape &s, const no
 
 /* `dscore` may be NULL: the gradient of the balance, counts times `balance`. Only experts whose `share` is
  * set take part; NULL: all. */
+template <int THREADS>
 static __device__ normaliser normalise(const router_shape &s, const float *logits, const double *dscore,
                                        const int32_t *counts, double balance, const double *share,
                                        double lse) {
@@ -234,6 +249,7 @@ static __device__ normaliser normalise(const router_shape &s, const float *logit
     return n;
 }
 
+template <int THREADS>
 static __global__ void __launch_bounds__(THREADS) route_backward_kernel(const route_backward_args a) {
     SHARED_DYNAMIC(double, dscore); /* [experts], then whether an expert was chosen */
     const router_shape &s = a.shape;
@@ -253,10 +269,11 @@ static __global__ void __launch_bounds__(THREADS) route_backward_kernel(const ro
         chosen[e] = 1;
     }
     __syncthreads();
-    const double lse = log_sum_exp(logits, s.experts);
-    const normaliser n = normalise(s, logits, dscore, nullptr, 0, over_all ? nullptr : chosen, lse);
+    const double lse = log_sum_exp<THREADS>(logits, s.experts);
+    const normaliser n = normalise<THREADS>(s, logits, dscore, nullptr, 0, over_all ? nullptr : chosen, lse);
     normaliser of_balance = {0, 0, 0};
-    if (a.balance_scale != 0) of_balance = normalise(s, logits, nullptr, counts, balance, nullptr, lse);
+    if (a.balance_scale != 0)
+        of_balance = normalise<THREADS>(s, logits, nullptr, counts, balance, nullptr, lse);
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) {
         const double x = (double)logits[e];
         double out = 0;
@@ -270,6 +287,7 @@ static __global__ void __launch_bounds__(THREADS) route_backward_kernel(const ro
 
 void cuda_route_backward(const struct stream *stream, const struct route_backward_args *args) {
     if (args->shape.tokens == 0) return;
-    CUDA_LAUNCH(route_backward_kernel, (unsigned)args->shape.tokens, THREADS,
-                (size_t)(2 * args->shape.experts) * sizeof(double), cuda_stream(stream), *args);
+    BY_EXPERTS(args->shape.experts, N,
+               CUDA_LAUNCH(route_backward_kernel<N>, (unsigned)args->shape.tokens, N,
+                           (size_t)(2 * args->shape.experts) * sizeof(double), cuda_stream(stream), *args))
 }

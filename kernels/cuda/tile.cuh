@@ -38,46 +38,55 @@ static __device__ __forceinline__ void load_tile(T *tile, const T *x, int64_t ld
     }
 }
 
-/* A warp's 32 x 32 quarter: sums[m][n] is the 16 x 8 fragment at (16 m, 8 n), laid out as mma_16816 says. */
+/* A warp's 32 x 32 quarter: sums[m][n] is the 16 x 8 fragment at (16 m, 8 n), laid out as mma_16816 says.
+ * Fragments beyond the `rows`, `cols` and `depth` that are left hold nothing and are passed over. */
 template <typename T> struct quarter {
     static __device__ __forceinline__ uint32_t pair(const T *p) {
         return *reinterpret_cast<const uint32_t *>(p);
     }
-    static __device__ __forceinline__ void add(float (&sums)[2][4][4], const T *a, const T *b, int lane) {
+    static __device__ __forceinline__ void add(float (&sums)[2][4][4], const T *a, const T *b, int lane,
+                                               int64_t rows, int64_t cols, int64_t depth) {
         const int r = lane / 4, q = 2 * (lane % 4);
 #pragma unroll
         for (int k = 0; k < TILE_DEPTH; k += 16) {
-            uint32_t x[2][4], y[4][2];
+            if (k >= depth) continue;
+            uint32_t x[2][4], y[2];
 #pragma unroll
             for (int m = 0; m < 2; m++)
 #pragma unroll
                 for (int i = 0; i < 4; i++)
                     x[m][i] = pair(&a[(16 * m + r + i % 2 * 8) * TILE_PITCH + k + q + i / 2 * 8]);
 #pragma unroll
-            for (int n = 0; n < 4; n++)
+            for (int n = 0; n < 4; n++) {
+                if (8 * n >= cols) continue;
 #pragma unroll
-                for (int i = 0; i < 2; i++) y[n][i] = pair(&b[(8 * n + r) * TILE_PITCH + k + q + i * 8]);
+                for (int i = 0; i < 2; i++) y[i] = pair(&b[(8 * n + r) * TILE_PITCH + k + q + i * 8]);
 #pragma unroll
-            for (int m = 0; m < 2; m++)
-#pragma unroll
-                for (int n = 0; n < 4; n++) mma_16816<T>(sums[m][n], x[m], y[n]);
+                for (int m = 0; m < 2; m++)
+                    if (16 * m < rows) mma_16816<T>(sums[m][n], x[m], y);
+            }
         }
     }
 };
 
 template <> struct quarter<float> {
     static __device__ __forceinline__ void add(float (&sums)[2][4][4], const float *a, const float *b,
-                                               int lane) {
+                                               int lane, int64_t rows, int64_t cols, int64_t depth) {
         const int r = lane / 4, q = 2 * (lane % 4);
-        for (int k = 0; k < TILE_DEPTH; k++)
+        for (int k = 0; k < TILE_DEPTH && k < depth; k++)
 #pragma unroll
-            for (int m = 0; m < 2; m++)
+            for (int n = 0; n < 4; n++) {
+                if (8 * n >= cols) continue;
+                const float y[2] = {b[(8 * n + q) * TILE_PITCH + k], b[(8 * n + q + 1) * TILE_PITCH + k]};
 #pragma unroll
-                for (int n = 0; n < 4; n++)
+                for (int m = 0; m < 2; m++) {
+                    if (16 * m >= rows) continue;
+                    const float x[2] = {a[(16 * m + r) * TILE_PITCH + k],
+                                        a[(16 * m + r + 8) * TILE_PITCH + k]};
 #pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        sums[m][n][i] += a[(16 * m + r + i / 2 * 8) * TILE_PITCH + k] *
-                                         b[(8 * n + q + i % 2) * TILE_PITCH + k];
+                    for (int i = 0; i < 4; i++) sums[m][n][i] += x[i / 2] * y[i % 2];
+                }
+            }
     }
 };
 
@@ -102,7 +111,8 @@ static __device__ void multiply_tile(const product &g, int64_t i0, int64_t j0) {
             load_tile<T>(b_tile, static_cast<const T *>(g.b) + part * g.b_part, g.ldb, !g.trans_b, j0, p0,
                          g.n, g.k, WHOLE);
             __syncthreads();
-            quarter<T>::add(sums, a_tile + i_warp * TILE_PITCH, b_tile + j_warp * TILE_PITCH, lane);
+            quarter<T>::add(sums, a_tile + i_warp * TILE_PITCH, b_tile + j_warp * TILE_PITCH, lane,
+                            g.m - i0 - i_warp, g.n - j0 - j_warp, end - p0);
             __syncthreads();
         }
     C *c = static_cast<C *>(g.c);

@@ -39,7 +39,8 @@ struct thread {
 };
 
 struct warp {
-    uint32_t mask, arrived;
+    uint32_t mask, arrived, finished;
+    int first;  /* who came first to this meeting */
     int parity; /* two sets of places, so that one meeting need not wait for the readers of the last */
     unsigned char places[2][32][EMULATED_LANE_BYTES];
 };
@@ -107,6 +108,7 @@ void resume(int t) {
     set_view(t);
     if (!fiber_enter(p->on, thread_main, nullptr)) return;
     p->state = FINISHED;
+    warps[t / 32].finished |= 1u << t % 32;
     if (p->num_copies) broken("copies by cp.async that a thread did not wait for", (size_t)p->num_copies, 0);
     idle[num_idle++] = p->on;
     p->on = nullptr;
@@ -153,7 +155,7 @@ void check_guards() {
 
 void run_block() {
     for (int t = 0; t < num_threads; t++) threads[t].state = READY, threads[t].num_copies = 0;
-    for (warp &w : warps) w.mask = w.arrived = 0;
+    for (int w = 0; w * 32 < num_threads; w++) warps[w].mask = warps[w].arrived = warps[w].finished = 0;
     for (int i = 0; i < num_shared; i++) guard(&shared[i]);
     for (;;) {
         int moved = 0, left = 0;
@@ -180,19 +182,18 @@ const unsigned char (*emulated_warp_meet(emulated_place place, uint32_t mask, co
     threads[self].place = place;
     if (bytes > EMULATED_LANE_BYTES) broken("bytes that a lane hands over", bytes, EMULATED_LANE_BYTES);
     if (!(mask >> lane & 1)) disagree("a lane is not in the mask it names", self, self);
-    for (int i = 0; i < 32; i++) {
-        if (!(mask >> i & 1)) continue;
-        if (first + i >= num_threads) broken("a warp names a lane that does not exist", (size_t)i, 31);
-        if (threads[first + i].state == FINISHED) {
-            threads[self].state = AT_WARP_MEETING;
-            disagree("a lane is waited for that does not come", self, first + i);
-        }
-        const thread *other = &threads[first + i];
-        if (!(w->arrived >> i & 1)) continue;
-        if (mask != w->mask || other->place.line != place.line || strcmp(other->place.file, place.file)) {
-            threads[self].state = AT_WARP_MEETING;
-            disagree("lanes of a warp meet at different instructions", self, first + i);
-        }
+    if (num_threads - first < 32 && mask >> (num_threads - first))
+        broken("a warp names a lane that does not exist", (size_t)(31 - __builtin_clz(mask)), 31);
+    if (mask & w->finished) {
+        threads[self].state = AT_WARP_MEETING;
+        disagree("a lane is waited for that does not come", self, first + __builtin_ctz(mask & w->finished));
+    }
+    if (!w->arrived) w->first = self;
+    const emulated_place *other = &threads[w->first].place;
+    if (w->arrived && (mask != w->mask || other->line != place.line ||
+                       (other->file != place.file && strcmp(other->file, place.file)))) {
+        threads[self].state = AT_WARP_MEETING;
+        disagree("lanes of a warp meet at different instructions", self, w->first);
     }
     unsigned char(*places)[EMULATED_LANE_BYTES] = w->places[w->parity];
     if (bytes) memcpy(places[lane], mine, bytes);

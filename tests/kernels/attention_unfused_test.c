@@ -348,7 +348,7 @@ TEST(bits_depend_on_neither_threads_nor_the_run) {
         struct inputs x = inputs_open(c, (enum dtype)(n % 3));
         size_t nq = (size_t)x.nq * dtype_bytes(x.dtype), nkv = (size_t)x.nkv * dtype_bytes(x.dtype);
         char *out[3];
-        for (int t = 0; t < 3; t++) {
+        for (int t = 0; t == 1 || t < MOST_TEAM; t++) {
             out[t] = new_output(2 * (x.nq + x.nkv), x.dtype);
             struct attention_scores_backward_args scores = {.dq = out[t],
                                                             .dk = out[t] + nq,
@@ -370,7 +370,7 @@ TEST(bits_depend_on_neither_threads_nor_the_run) {
             EXPECT(!memcmp(out[0], out[t], 2 * (nq + nkv)), "%s %s", backends[n / 3]->backend,
                    dtype_name(x.dtype));
         }
-        for (int t = 0; t < 3; t++) mem_free(out[t]);
+        for (int t = 0; t == 1 || t < MOST_TEAM; t++) mem_free(out[t]);
         inputs_close(&x);
     }
     threads_close(teams[1]);

@@ -108,7 +108,7 @@ TEST(bits_do_not_depend_on_threads) {
         struct emb one = emb_new(shapes[6], DTYPE_BF16, false);
         forward(k, NULL, &one, true);
         backward(k, NULL, &one, true, true);
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = 1; threads <= MOST_TEAM; threads++) {
             struct threads *team = threads_open(threads);
             struct emb e = emb_new(shapes[6], DTYPE_BF16, threads == 2);
             forward(k, team, &e, true);

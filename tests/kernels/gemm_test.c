@@ -13,7 +13,7 @@ static const struct kernels *table_of(int index) {
     return index ? table_named(isa_names[index - 1]) : kernels_reference();
 }
 
-enum { MOST_THREADS = 3 };
+enum { MOST_THREADS = MOST_TEAM };
 
 /* Teams are opened once and kept: starting threads for every case would take longer than the cases. */
 static struct threads *team_of(int threads) {

@@ -174,7 +174,7 @@ TEST(bits_do_not_depend_on_threads) {
         struct ce one = ce_new(shape, DTYPE_BF16, 8, false);
         forward(k, NULL, &one);
         backward(k, NULL, &one, one.dlogits.data);
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = 1; threads <= MOST_TEAM; threads++) {
             struct threads *team = threads_open(threads);
             struct ce c = ce_new(shape, DTYPE_BF16, 8, threads == 2);
             forward(k, team, &c);

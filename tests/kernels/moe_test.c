@@ -252,7 +252,11 @@ TEST(a_group_is_a_dense_product) {
                 .b = bytes ? (char *)p.packed[0] + (size_t)g * bytes : dtype_at(p.w.data, t, g * 64 * 80),
                 .b_packed = bytes != 0, .trans_b = true, .m = offsets[g + 1] - offsets[g], .n = 64, .k = 80,
                 .dtype = t, .c_dtype = t);
-        expect_same_bits("forward", k, &out[0], &own);
+        if (MOST_TEAM > 1)
+            expect_same_bits("forward", k, &out[0], &own);
+        else
+            expect_close("forward", k, &out[0], &own,
+                         0x1p-24 * 82 * 82); /* cuBLASLt has an order of its own */
         for (int i = 0; i < 3; i++) tensor_free(&out[i]);
         mem_free(p.packed[0]), mem_free(p.packed[1]);
         tensor_free(&own), tensor_free(&p.a), tensor_free(&p.dy), tensor_free(&p.w);

@@ -172,7 +172,7 @@ TEST(bits_do_not_depend_on_threads) {
         struct norm_case one = case_new(some[i], variants[0], DTYPE_BF16, false);
         forward(k, NULL, &one, one.y.data);
         backward(k, NULL, &one, one.dy.data);
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = 1; threads <= MOST_TEAM; threads++) {
             struct threads *team = threads_open(threads);
             struct norm_case c = case_new(some[i], variants[0], DTYPE_BF16, threads == 2);
             forward(k, team, &c, c.y.data);

@@ -136,7 +136,7 @@ TEST(normal_init_has_the_same_bits_everywhere_and_for_every_shard) {
     struct tensor whole = tensor_new(DTYPE_F32, N, false);
     RUN(kernels_reference(), normal_init, .x = whole.data, .n = N, .std = 0.02f, .key = key);
     FOR_EACH_ISA(k) {
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = 1; threads <= MOST_TEAM; threads++) {
             struct threads *team = threads_open(threads);
             struct tensor x = tensor_new(DTYPE_F32, N, threads == 2);
             RUN_ON(team, k, normal_init, .x = x.data, .n = N, .std = 0.02f, .key = key);
@@ -183,7 +183,7 @@ TEST(bits_do_not_depend_on_threads) {
         double sum_one, sum;
         adam_step(k, NULL, &one, 1, true);
         RUN(k, sum_squares, .out = &sum_one, .x = one.master.data, .n = N, .dtype = DTYPE_F32);
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = 1; threads <= MOST_TEAM; threads++) {
             struct threads *team = threads_open(threads);
             struct adam a = adam_new(N, DTYPE_BF16, threads == 2);
             adam_step(k, team, &a, 1, true);

@@ -336,7 +336,7 @@ TEST(bits_do_not_depend_on_threads) {
         RUN(k, residual_forward, .y = one.y.data, .residual = one.residual.data, .x = one.x.data, .n = N,
             .p = 0.2f, .key = key, .dtype = DTYPE_BF16);
         act_run(k, NULL, &act_one);
-        for (int threads = 1; threads <= 3; threads++) {
+        for (int threads = 1; threads <= MOST_TEAM; threads++) {
             struct threads *team = threads_open(threads);
             struct mix m = mix_new(N, DTYPE_BF16, threads == 2);
             struct act a = act_new(shape, ACTIVATION_SWIGLU, DTYPE_BF16, 3, threads == 2);

@@ -243,7 +243,7 @@ TEST(bits_depend_on_neither_threads_nor_the_run) {
     for (int n = 0; n < count; n++) {
         struct problem first = problem_open(shapes[6], DTYPE_BF16);
         run(&first, backends[n], NULL, false);
-        for (int t = 1; t < 3; t++) {
+        for (int t = 1; t == 1 || t < MOST_TEAM; t++) {
             struct problem x = problem_open(shapes[6], DTYPE_BF16);
             run(&x, backends[n], teams[t], false);
             EXPECT(!memcmp(first.dqkv, x.dqkv, (size_t)qkv_size(&shapes[6].z) * 2), "%s dqkv",

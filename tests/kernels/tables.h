@@ -9,6 +9,13 @@ static const char *const isa_names[] = {"cuda"};
 #else
 static const char *const isa_names[] = {"generic", "avx2", "avx512", "amx"};
 #endif
+/* Largest team of threads that a test tries; a GPU's kernels know of none, so one repetition shows the same
+ * bits. */
+#ifdef TEST_CUDA
+enum { MOST_TEAM = 1 };
+#else
+enum { MOST_TEAM = 3 };
+#endif
 enum { ISA_COUNT = sizeof(isa_names) / sizeof(isa_names[0]) };
 
 /* NULL when this processor cannot run it. */
