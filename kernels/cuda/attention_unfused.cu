@@ -16,7 +16,8 @@ static __device__ __forceinline__ int64_t offset_of(const heads_of &h, int64_t z
     return z / heads * h.outer + z % heads / h.divide * h.inner;
 }
 
-template <typename T> static __global__ void __launch_bounds__(TILE_THREADS) batched_kernel(const batched x) {
+template <typename T>
+static __global__ void __launch_bounds__(TILE_THREADS, 3) batched_kernel(const batched x) {
     product p = x.one;
     p.a = static_cast<const T *>(p.a) + offset_of(x.a, blockIdx.z, x.heads);
     p.b = static_cast<const T *>(p.b) + offset_of(x.b, blockIdx.z, x.heads);

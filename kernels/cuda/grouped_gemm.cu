@@ -28,7 +28,7 @@ static __device__ product group_product(const grouped_gemm_args &a, int64_t g) {
 
 /* Row tile blockIdx.x among all groups' row tiles. */
 template <typename T, typename C>
-static __global__ void __launch_bounds__(TILE_THREADS) rows_kernel(const grouped_gemm_args a) {
+static __global__ void __launch_bounds__(TILE_THREADS, 3) rows_kernel(const grouped_gemm_args a) {
     int64_t tile = blockIdx.x;
     for (int64_t g = 0; g < a.groups; g++) {
         const int64_t tiles = (a.offsets[g + 1] - a.offsets[g] + TILE - 1) / TILE;
@@ -41,7 +41,7 @@ static __global__ void __launch_bounds__(TILE_THREADS) rows_kernel(const grouped
 }
 
 template <typename T, typename C>
-static __global__ void __launch_bounds__(TILE_THREADS) weights_kernel(const grouped_gemm_args a) {
+static __global__ void __launch_bounds__(TILE_THREADS, 3) weights_kernel(const grouped_gemm_args a) {
     multiply_tile<T, C>(group_product<T, C>(a, blockIdx.z), (int64_t)blockIdx.x * TILE,
                         (int64_t)blockIdx.y * TILE);
 }

@@ -92,7 +92,7 @@ template <> struct quarter<float> {
 
 /* Tile (i0, j0) by TILE_THREADS threads. */
 template <typename T, typename C>
-static __device__ void multiply_tile(const product &g, int64_t i0, int64_t j0) {
+static __device__ __forceinline__ void multiply_tile(const product &g, int64_t i0, int64_t j0) {
     SHARED(T, a_tile, TILE * TILE_PITCH);
     SHARED(T, b_tile, TILE * TILE_PITCH);
     const bool in_c = g.triangle == C_LOWER || g.triangle == C_LOWER_ELSE_ZERO;
