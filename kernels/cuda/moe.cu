@@ -23,7 +23,8 @@ void cuda_gather_rows(const struct stream *stream, const struct gather_rows_args
 }
 
 template <typename T>
-static __global__ void __launch_bounds__(THREADS) combine_rows_kernel(const combine_rows_args a, bool wide) {
+static __global__ void __launch_bounds__(THREADS, 6)
+    combine_rows_kernel(const combine_rows_args a, bool wide) {
     const int64_t row = blockIdx.x;
     T *y = static_cast<T *>(a.y) + row * a.cols;
     for (int64_t j0 = (int64_t)threadIdx.x * GROUP; j0 < a.cols; j0 += THREADS * GROUP) {

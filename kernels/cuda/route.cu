@@ -80,7 +80,7 @@ static __device__ void weigh(float *probs, const router_shape &s, const float *l
 }
 
 template <int THREADS>
-static __global__ void __launch_bounds__(THREADS) choose_kernel(const route_forward_args a) {
+static __global__ void __launch_bounds__(THREADS, 4) choose_kernel(const route_forward_args a) {
     SHARED_DYNAMIC(double, key); /* [experts], then [group_count] */
     const router_shape &s = a.shape;
     const int64_t token = blockIdx.x;

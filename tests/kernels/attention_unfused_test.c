@@ -197,6 +197,7 @@ TEST(every_product_agrees_with_plain_sums) {
     int count = list_backends(backends);
     for (int n = 0; n < count * NUM_SHAPES * 3; n++) {
         const struct kernels *table = backends[n / NUM_SHAPES / 3];
+        if (judged_elsewhere(table)) continue;
         struct inputs x = inputs_open(shapes[n / 3 % NUM_SHAPES], (enum dtype)(n % 3));
         check_scores(&x, table, team);
         check_context(&x, table, team);

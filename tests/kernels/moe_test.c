@@ -218,7 +218,7 @@ TEST(grouped_products_agree_with_reference) {
     FOR_EACH_ISA(k)
     FOR_EACH_DTYPE(t)
     for (size_t i = 0; i < ARRAY_COUNT(shapes); i++)
-        for (int way = 0; way < 4; way++)
+        for (int way = 0; way<4; way += MOST_TEAM> 1 ? 1 : 3)
             check_products(k, shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3], t, way);
 }
 
