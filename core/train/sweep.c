@@ -19,48 +19,15 @@ struct sweep {
     double samples; /* of a step */
 };
 
-/* ---- the configuration of a row ---- */
-
-struct row_config {
-    struct config cfg;
-    const char *modules[MODULE_COUNT];
-};
-
-static void set_policy(struct row_config *row, const struct recompute_policy *p) {
-    struct config *c = &row->cfg;
-    if (p->granularity == RECOMPUTE_SELECTIVE) {
-        int64_t count = 0;
-        for (int i = 0; i < MODULE_COUNT; i++)
-            if (p->modules >> i & 1) row->modules[count++] = recompute_module_info(i)->name;
-        c->recompute_granularity = RECOMPUTE_GRANULARITY_SELECTIVE;
-        c->recompute_modules = (struct config_texts){count, row->modules};
-    }
-    if (p->granularity == RECOMPUTE_FULL) {
-        c->recompute_granularity = RECOMPUTE_GRANULARITY_FULL;
-        c->recompute_method =
-            p->method == RECOMPUTE_UNIFORM ? RECOMPUTE_METHOD_UNIFORM : RECOMPUTE_METHOD_BLOCK;
-        c->recompute_num_layers = p->num_layers;
-    }
-}
-
-/* The user's flags with the setting of row i, and without anything that a run leaves behind. */
-static void configure(const struct sweep *s, int i, struct row_config *row) {
-    *row = (struct row_config){.cfg = *s->cfg};
-    struct config *c = &row->cfg;
-    c->save = c->load = c->pretrained_checkpoint = c->tensorboard_dir = c->metrics_file = NULL;
-    c->async_save = c->profile = false;
-    set_policy(row, &s->policies[i]);
-    if (s->budgets[i]) {
-        c->recompute_granularity = RECOMPUTE_GRANULARITY_AUTO;
-        c->recompute_budget_bytes = (int64_t)s->budgets[i];
-    }
+static void configure(const struct sweep *s, int i, struct setting_config *row) {
+    setting_configure(s->cfg, &s->policies[i], s->budgets[i], row);
 }
 
 /* ---- plans ---- */
 
 /* The peak over all stages, and with --hardware the predicted step. */
 static int plan_row(struct sweep *s, int i, struct err *err) {
-    struct row_config row;
+    struct setting_config row;
     struct setup setup;
     struct mesh mesh;
     struct sweep_row *out = &s->rows[i];
@@ -146,7 +113,7 @@ static int run_steps(struct sweep *s, struct trainer *t, struct sweep_row *out, 
 }
 
 static int run_row(struct sweep *s, int i, struct err *err) {
-    struct row_config row;
+    struct setting_config row;
     struct trainer t;
     configure(s, i, &row);
     int status = trainer_open(&t, &row.cfg, s->ranks, err);

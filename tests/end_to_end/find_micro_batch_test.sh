@@ -16,7 +16,8 @@ check() { # name, flags of the layout
     local name=$1 rows row size flags
     shift
     is "$name: runs" "$(status_of "$PRETRAIN" $MODEL "$@" --micro-batch-size 1 --find-max-micro-batch-size --dry-run-json plan.json)" 0
-    sed 's/.*"largest_micro_batch": //; s/},{/}\n{/g' plan.json | sed -n 's/.*"recompute":"\([^"]*\)","micro_batch_size":\([0-9]*\).*/\2 \1/p' >rows
+    sed 's/.*"largest_micro_batch"://; s/},{/}\n{/g' plan.json | sed -n 's/.*"recompute":"\([^"]*\)","micro_batch_size":\([0-9]*\).*/\2 \1/p' >rows
+    command -v python3 >/dev/null && ok "$name: the JSON can be read" python3 -c 'import json; w = json.load(open("plan.json")); w["predicted"], w["largest_micro_batch"][0]'
     rows=$(wc -l <rows)
     ok "$name: a row for each setting" test "$rows" -ge 9
     while read -r size row; do
