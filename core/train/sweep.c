@@ -128,8 +128,10 @@ static int run_row(struct sweep *s, int i, struct err *err) {
 static void find_largest(struct sweep *s) {
     struct err ignored;
     struct micro_batch_search *search = NULL;
+    int threads = ranks_threads(s->ranks);
     if (!s->out) return; /* rank 0 prints */
-    if (config_is_set(s->cfg, device_memory_limit)) search = micro_batch_search_open(s->cfg, &ignored);
+    if (config_is_set(s->cfg, device_memory_limit))
+        search = micro_batch_search_open(s->cfg, threads, &ignored);
     for (int i = 0; search && i < s->count; i++) {
         if (s->budgets[i]) continue; /* auto takes all that there is: the next row but one */
         struct micro_batch_fit f = micro_batch_search_largest(search, &s->policies[i]);
