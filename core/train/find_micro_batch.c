@@ -12,8 +12,9 @@ struct micro_batch_search {
     struct plan_request *stages; /* as configured */
     struct plan_request *scaled;
     int num_stages, *counts;
-    size_t limit;
-    int64_t largest; /* of the sizes that may be given */
+    size_t limit, budget; /* budget: of auto, for the question that is asked */
+    struct hardware cpu;  /* what auto chooses by without --hardware */
+    int64_t largest;      /* of the sizes that may be given */
 };
 
 /* Numbers of micro-batches with size b instead of the configured one; false when b cannot be given. */
@@ -68,13 +69,20 @@ static bool fits(struct micro_batch_search *s, struct recompute_policy policy, s
     return all_fit;
 }
 
+/* What auto would choose with the scaled requests: by the same rates as a run. */
+static int choose(struct micro_batch_search *s, struct plan_auto *chosen, struct err *err) {
+    for (int r = 0; r < s->num_stages; r++)
+        if (!s->scaled[r].hardware) s->scaled[r].hardware = &s->cpu;
+    return plan_auto_choose(s->scaled, s->num_stages, s->budget, chosen, err);
+}
+
 static bool fits_with(struct micro_batch_search *s, int64_t b, const struct recompute_policy *policy,
                       struct micro_batch_fit *out) {
     struct plan_auto chosen;
     struct err err;
     out->micro_batch = b;
     if (policy) return fits(s, *policy, out);
-    if (plan_auto_choose(s->scaled, s->num_stages, s->limit, &chosen, &err)) return false;
+    if (choose(s, &chosen, &err)) return false;
     bool ok = fits(s,
                    (struct recompute_policy){.granularity = RECOMPUTE_PLANNED,
                                              .planned = chosen.groups,
@@ -116,9 +124,11 @@ static struct micro_batch_fit find_largest(struct micro_batch_search *s,
 }
 
 struct micro_batch_fit micro_batch_search_largest(struct micro_batch_search *s,
-                                                  const struct recompute_policy *policy) {
+                                                  const struct recompute_policy *policy, size_t budget) {
+    s->budget = budget < s->limit ? budget : s->limit;
     struct micro_batch_fit f = find_largest(s, policy);
     int64_t size = config_is_given(s->cfg, global_batch_size) ? s->cfg->micro_batch_size : f.micro_batch;
+    if (!s->setup.request.hardware) f.step_seconds = 0; /* a guess, as all of them */
     double samples = (double)(s->stages[0].micro_batches * s->cfg->data_parallel_size * size);
     if (f.step_seconds > 0) f.tokens_per_second = samples * (double)s->cfg->seq_length / f.step_seconds;
     return f;
@@ -135,7 +145,8 @@ int micro_batch_search_rows(struct micro_batch_search *s, struct micro_batch_row
     if (s->setup.request.hardware)
         rows[count++] = (struct micro_batch_row){.setting.flags = "auto", .is_auto = true};
     for (int i = 0; i < count; i++) {
-        rows[i].fit = micro_batch_search_largest(s, rows[i].is_auto ? NULL : &rows[i].setting.policy);
+        rows[i].fit =
+            micro_batch_search_largest(s, rows[i].is_auto ? NULL : &rows[i].setting.policy, s->limit);
         rows[i].next = next_size(s, rows[i].fit.micro_batch);
     }
     return count;
@@ -212,6 +223,7 @@ static int find_limit(struct micro_batch_search *s, struct err *err) {
 static int open_search(struct micro_batch_search *s, int threads, struct err *err) {
     const struct config *cfg = s->cfg;
     if (setup_open(&s->setup, cfg, 0, threads, err) || find_limit(s, err)) return -1;
+    if (hardware_open("cpu", &s->cpu, err)) return -1;
     s->stages = mem_new_array(struct plan_request, (size_t)s->num_stages, "requests of the stages");
     s->scaled = mem_new_array(struct plan_request, (size_t)s->num_stages, "requests of the stages");
     if (setup_requests(&s->setup, cfg, s->stages, err)) return -1;

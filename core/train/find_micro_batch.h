@@ -7,7 +7,7 @@
 #include "core/config/config.h"
 #include "core/train/settings.h"
 
-/* One question at a time: open, ask, close. `policy` NULL: auto, which needs --hardware. */
+/* One question at a time: open, ask, close. */
 struct micro_batch_fit {
     int64_t micro_batch; /* 0: none fits */
     size_t peak;         /* of the largest rank */
@@ -18,8 +18,10 @@ struct micro_batch_search;
 /* `threads` of a rank, as setup_open has it. NULL with a message: no limit is known, or the flags cannot be
  * planned. */
 struct micro_batch_search *micro_batch_search_open(const struct config *cfg, int threads, struct err *err);
+/* `policy` NULL: auto, which may take `budget` where that is less than the limit. Without --hardware auto
+ * chooses with the rates of the profile "cpu", as it does in a run. */
 struct micro_batch_fit micro_batch_search_largest(struct micro_batch_search *s,
-                                                  const struct recompute_policy *policy);
+                                                  const struct recompute_policy *policy, size_t budget);
 void micro_batch_search_close(struct micro_batch_search *s);
 
 /* What --find-max-micro-batch-size prints: the settings of settings.h, and with --hardware auto. */
