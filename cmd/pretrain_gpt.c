@@ -9,6 +9,7 @@
 #include "core/train/self_check.h"
 #include "core/train/sweep.h"
 #include "core/train/trainer.h"
+#include "core/train/verify_micro_batch.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -132,6 +133,7 @@ static int run(struct config *cfg, struct ranks *ranks, struct err *err) {
     if (ranks_open_groups(ranks, cfg, err)) return usage_error(ranks, err);
     if (cfg->self_check) return self_check_run(cfg, ranks, stdout, err);
     if (cfg->recompute_sweep) return recompute_sweep(cfg, ranks, stdout, err);
+    if (cfg->find_max_micro_batch_size) return verify_max_micro_batch(cfg, ranks, stdout, err);
     return train(cfg, ranks, err);
 }
 

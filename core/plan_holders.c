@@ -1,4 +1,5 @@
 #include "core/plan_holders.h"
+#include "core/base/json.h"
 #include "core/base/mem.h"
 #include "core/base/str.h"
 #include "core/plan_timeline.h"
@@ -66,10 +67,8 @@ int plan_holders(const struct plan *plan, struct plan_holder **holders_p) {
     return count;
 }
 
-void plan_print_holders(const struct plan *plan, int most, FILE *out) {
-    struct plan_holder *holders;
+void plan_print_holder_rows(const struct plan_holder *holders, int count, int most, FILE *out) {
     char size[32], name[96];
-    int count = plan_holders(plan, &holders);
     if (count > most) count = most;
     fprintf(out, "the %d largest holders at the peak:\n", count);
     for (int i = 0; i < count; i++) {
@@ -81,5 +80,31 @@ void plan_print_holders(const struct plan *plan, int most, FILE *out) {
         if (h->count > 1) fprintf(out, "  in %d tensors", h->count);
         fputc('\n', out);
     }
+}
+
+void plan_print_holders(const struct plan *plan, int most, FILE *out) {
+    struct plan_holder *holders;
+    int count = plan_holders(plan, &holders);
+    plan_print_holder_rows(holders, count, most, out);
     mem_free(holders);
+}
+
+void plan_write_holders_json(const struct plan_holder *holders, int count, int most, struct str *out) {
+    json_begin_array(out);
+    for (int i = 0; i < count && i < most; i++) {
+        const struct plan_holder *h = &holders[i];
+        json_begin_object(out);
+        json_key(out, "category");
+        json_string(out, h->category);
+        json_key(out, "module");
+        json_string(out, h->module);
+        json_key(out, "tensor");
+        json_string(out, h->tensor);
+        json_key(out, "bytes");
+        json_unsigned(out, h->bytes);
+        json_key(out, "tensors");
+        json_integer(out, h->count);
+        json_end_object(out);
+    }
+    json_end_array(out);
 }

@@ -309,7 +309,7 @@ static int rules_output(struct config *cfg, struct err *err) {
 
 int config_validate(struct config *cfg, const struct config_module *modules, int module_count,
                     struct err *err) {
-    if (cfg->find_max_micro_batch_size && !cfg->dry_run) {
+    if (cfg->find_max_micro_batch_size && !cfg->dry_run && !cfg->verify) {
         cfg->dry_run = true;
         config_derive(cfg, CONFIG_FLAG_dry_run, "--find-max-micro-batch-size");
     }

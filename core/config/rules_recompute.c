@@ -203,6 +203,24 @@ static int rules_not_auto(const struct config *cfg, struct err *err) {
     return 0;
 }
 
+/* --verify, of --find-max-micro-batch-size. */
+static int rules_verify(const struct config *cfg, struct err *err) {
+    REQUIRE(!cfg->verify || cfg->find_max_micro_batch_size,
+            "--verify confirms the answers of --find-max-micro-batch-size: add that flag, or drop --verify");
+    REQUIRE(!cfg->verify || !rules_plans_only(cfg),
+            "--verify runs what --find-max-micro-batch-size found: drop %s",
+            cfg->dry_run_json ? "--dry-run-json"
+            : cfg->dry_run    ? "--dry-run"
+                              : "--print-topology");
+    REQUIRE(!cfg->verify || !cfg->skip_train, "--verify trains one step: drop --skip-train");
+    REQUIRE(!cfg->verify || !(cfg->self_check || cfg->recompute_sweep),
+            "--verify and %s both choose what is run: drop one of them",
+            cfg->self_check ? "--self-check" : "--recompute-sweep");
+    REQUIRE(!cfg->verify || (cfg->recompute_granularity == CONFIG_UNSET_CHOICE && !cfg->recompute_plan),
+            "--verify tries all recompute settings: drop the recompute flags beside it");
+    return 0;
+}
+
 int rules_recompute(struct config *cfg, const struct config_module *modules, int count, struct err *err) {
     if (config_is_set(cfg, recompute_modules)) {
         for (int64_t i = 0; i < cfg->recompute_modules.count; i++) {
@@ -224,6 +242,7 @@ int rules_recompute(struct config *cfg, const struct config_module *modules, int
             "--recompute-sweep-steps and --recompute-sweep-out have no effect without --recompute-sweep: add "
             "it or "
             "drop them");
+    if (rules_verify(cfg, err)) return -1;
     REQUIRE(!cfg->recompute_sweep ||
                 (cfg->recompute_granularity == CONFIG_UNSET_CHOICE && !cfg->recompute_plan),
             "--recompute-sweep tries all recompute settings: drop the recompute flags beside it");

@@ -2,6 +2,7 @@
 #include "core/base/json.h"
 #include "core/base/log.h"
 #include "core/base/mem.h"
+#include "core/plan_holders.h"
 #include "core/plan_time.h"
 #include "core/train/find_micro_batch.h"
 #include "core/train/out_of_memory.h"
@@ -9,6 +10,8 @@
 
 /* Ranks of one pipeline stage have the same plan: the first of them is printed, all are listed in the JSON.
  */
+enum { HOLDERS_SHOWN = 10 };
+
 struct stage_plan {
     struct str json; /* empty: not planned yet */
     size_t bytes;
@@ -24,6 +27,8 @@ struct world {
     struct str json;
     size_t largest;
     int largest_rank;
+    struct plan_holder *holders; /* at the peak of that rank */
+    int num_holders;
     double flops, rerun_flops;
     struct hardware hardware;
     struct setup any; /* of the last stage that was planned: what all stages share */
@@ -55,7 +60,12 @@ static int plan_ranks(struct world *w, struct err *err) {
         struct stage_plan *s = &w->stages[mesh.pp];
         if (!s->json.length && plan_stage(w, rank, mesh.pp, err)) return -1;
         str_printf(&w->json, "%s\n{\"rank\": %d, %s", rank ? "," : "", rank, s->json.data + 1);
-        if (s->bytes > w->largest) w->largest = s->bytes, w->largest_rank = rank;
+        if (s->bytes > w->largest) { /* then it was planned just now */
+            w->largest = s->bytes;
+            w->largest_rank = rank;
+            mem_free(w->holders);
+            w->num_holders = plan_holders(&w->any.plan, &w->holders);
+        }
         w->flops += s->flops;
         w->rerun_flops += s->rerun_flops;
     }
@@ -80,7 +90,7 @@ static void predict(struct world *w) {
             "idle and %.4g ms of recompute, exposed data-parallel messages %.4g ms, optimizer %.4g ms)\n",
             hw->name, 1e3 * t.seconds, tokens, 100 * mfu, 1e3 * t.schedule, 100 * t.bubble, 1e3 * t.rerun,
             1e3 * t.exposed, 1e3 * t.optimizer);
-    str_puts(&w->json, ",\n\"predicted\": ");
+    json_key(&w->json, "predicted");
     json_begin_object(&w->json);
     const struct {
         const char *key;
@@ -109,6 +119,9 @@ static void summarize(struct world *w) {
     if (world > 1)
         fprintf(w->out, "of %d ranks, rank %d has the highest peak: %zu bytes, %s\n", world, w->largest_rank,
                 w->largest, size);
+    plan_print_holder_rows(w->holders, w->num_holders, HOLDERS_SHOWN, w->out);
+    json_key(&w->json, "holders");
+    plan_write_holders_json(w->holders, w->num_holders, HOLDERS_SHOWN, &w->json);
     if (config_is_set(w->cfg, device_memory_limit)) {
         double left = (double)w->cfg->device_memory_limit - (double)w->largest;
         fprintf(w->out, "%s --device-memory-limit: %s %s\n", left < 0 ? "does not fit" : "fits",
@@ -124,6 +137,7 @@ static void world_close(struct world *w) {
         str_free(&w->stages[i].json);
         stage_time_free(&w->times[i]);
     }
+    mem_free(w->holders);
     mem_free(w->stages);
     mem_free(w->times);
     setup_close(&w->any);
@@ -139,7 +153,7 @@ int dry_run(const struct config *cfg, FILE *out, struct err *err) {
     if (!failed) {
         summarize(&w);
         if (cfg->find_max_micro_batch_size) {
-            str_puts(&w.json, ",\n\"largest_micro_batch\": ");
+            json_key(&w.json, "largest_micro_batch");
             failed = find_max_micro_batch(cfg, out, &w.json, err);
         }
         str_puts(&w.json, "}");

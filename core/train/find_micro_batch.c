@@ -12,8 +12,9 @@ struct micro_batch_search {
     struct plan_request *stages; /* as configured */
     struct plan_request *scaled;
     int num_stages, *counts;
-    size_t limit;
-    int64_t largest; /* of the sizes that may be given */
+    size_t limit, budget; /* budget: of auto, for the question that is asked */
+    struct hardware cpu;  /* what auto chooses by without --hardware */
+    int64_t largest;      /* of the sizes that may be given */
 };
 
 /* Numbers of micro-batches with size b instead of the configured one; false when b cannot be given. */
@@ -68,13 +69,20 @@ static bool fits(struct micro_batch_search *s, struct recompute_policy policy, s
     return all_fit;
 }
 
+/* What auto would choose with the scaled requests: by the same rates as a run. */
+static int choose(struct micro_batch_search *s, struct plan_auto *chosen, struct err *err) {
+    for (int r = 0; r < s->num_stages; r++)
+        if (!s->scaled[r].hardware) s->scaled[r].hardware = &s->cpu;
+    return plan_auto_choose(s->scaled, s->num_stages, s->budget, chosen, err);
+}
+
 static bool fits_with(struct micro_batch_search *s, int64_t b, const struct recompute_policy *policy,
                       struct micro_batch_fit *out) {
     struct plan_auto chosen;
     struct err err;
     out->micro_batch = b;
     if (policy) return fits(s, *policy, out);
-    if (plan_auto_choose(s->scaled, s->num_stages, s->limit, &chosen, &err)) return false;
+    if (choose(s, &chosen, &err)) return false;
     bool ok = fits(s,
                    (struct recompute_policy){.granularity = RECOMPUTE_PLANNED,
                                              .planned = chosen.groups,
@@ -116,25 +124,39 @@ static struct micro_batch_fit find_largest(struct micro_batch_search *s,
 }
 
 struct micro_batch_fit micro_batch_search_largest(struct micro_batch_search *s,
-                                                  const struct recompute_policy *policy) {
+                                                  const struct recompute_policy *policy, size_t budget) {
+    s->budget = budget < s->limit ? budget : s->limit;
     struct micro_batch_fit f = find_largest(s, policy);
     int64_t size = config_is_given(s->cfg, global_batch_size) ? s->cfg->micro_batch_size : f.micro_batch;
+    if (!s->setup.request.hardware) f.step_seconds = 0; /* a guess, as all of them */
     double samples = (double)(s->stages[0].micro_batches * s->cfg->data_parallel_size * size);
     if (f.step_seconds > 0) f.tokens_per_second = samples * (double)s->cfg->seq_length / f.step_seconds;
     return f;
 }
 
-static void print_row(const char *flags, const struct micro_batch_fit *f, FILE *out, struct str *json) {
-    char peak[32];
-    double tokens = f->tokens_per_second;
-    if (!f->micro_batch) {
-        fprintf(out, "  %-36s %11s\n", flags, "none fits");
-    } else {
-        fprintf(out, "  %-36s %11lld %12s", flags, (long long)f->micro_batch,
-                str_format_bytes(peak, sizeof(peak), (double)f->peak));
-        if (tokens > 0) fprintf(out, " %14.4g ms %12.4g", 1e3 * f->step_seconds, tokens);
-        fputc('\n', out);
+int micro_batch_search_rows(struct micro_batch_search *s, struct micro_batch_row rows[MICRO_BATCH_ROWS]) {
+    struct recompute_setting settings[SETTINGS_MAX];
+    const struct plan_request *r = &s->stages[0];
+    int layers = 0;
+    for (int i = 0; i < r->layout.stages * r->layout.chunks; i++)
+        if (r->layout.split[i].num_layers > layers) layers = r->layout.split[i].num_layers;
+    int count = settings_list(&r->model, layers, settings);
+    for (int i = 0; i < count; i++) rows[i] = (struct micro_batch_row){.setting = settings[i]};
+    if (s->setup.request.hardware)
+        rows[count++] = (struct micro_batch_row){.setting.flags = "auto", .is_auto = true};
+    for (int i = 0; i < count; i++) {
+        rows[i].fit =
+            micro_batch_search_largest(s, rows[i].is_auto ? NULL : &rows[i].setting.policy, s->limit);
+        rows[i].next = next_size(s, rows[i].fit.micro_batch);
     }
+    return count;
+}
+
+size_t micro_batch_search_limit(const struct micro_batch_search *s) {
+    return s->limit;
+}
+
+static void write_row(const char *flags, const struct micro_batch_fit *f, struct str *json) {
     json_begin_object(json);
     json_key(json, "recompute");
     json_string(json, flags);
@@ -144,23 +166,31 @@ static void print_row(const char *flags, const struct micro_batch_fit *f, FILE *
         json_key(json, "peak_allocated_bytes");
         json_unsigned(json, f->peak);
     }
-    if (tokens > 0) {
+    if (f->tokens_per_second > 0) {
         json_key(json, "step_seconds");
         json_double(json, f->step_seconds);
         json_key(json, "tokens_per_second");
-        json_double(json, tokens);
+        json_double(json, f->tokens_per_second);
     }
     json_end_object(json);
 }
 
-static void print_table(struct micro_batch_search *s, FILE *out, struct str *json) {
-    struct recompute_setting settings[SETTINGS_MAX];
-    const struct plan_request *r = &s->stages[0];
+static void print_row(const char *flags, const struct micro_batch_fit *f, FILE *out) {
+    char peak[32];
+    if (!f->micro_batch) {
+        fprintf(out, "  %-36s %11s\n", flags, "none fits");
+        return;
+    }
+    fprintf(out, "  %-36s %11lld %12s", flags, (long long)f->micro_batch,
+            str_format_bytes(peak, sizeof(peak), (double)f->peak));
+    if (f->tokens_per_second > 0)
+        fprintf(out, " %14.4g ms %12.4g", 1e3 * f->step_seconds, f->tokens_per_second);
+    fputc('\n', out);
+}
+
+void micro_batch_search_print(const struct micro_batch_search *s, const struct micro_batch_row *rows,
+                              int count, FILE *out, struct str *json) {
     char limit[32];
-    int layers = 0;
-    for (int i = 0; i < r->layout.stages * r->layout.chunks; i++)
-        if (r->layout.split[i].num_layers > layers) layers = r->layout.split[i].num_layers;
-    int count = settings_list(&r->model, layers, settings);
     fprintf(out, "largest --micro-batch-size in %s per rank (%zu bytes)",
             str_format_bytes(limit, sizeof(limit), (double)s->limit), s->limit);
     if (config_is_given(s->cfg, global_batch_size))
@@ -169,13 +199,12 @@ static void print_table(struct micro_batch_search *s, FILE *out, struct str *jso
     fprintf(out, ":\n  %-36s %11s %12s", "--recompute-granularity", "micro-batch", "peak");
     if (s->setup.request.hardware) fprintf(out, " %17s %12s", "predicted step", "tokens/s");
     fputc('\n', out);
-    json_begin_array(json);
-    for (int i = 0; i <= count; i++) {
-        if (i == count && !s->setup.request.hardware) break; /* the last: auto */
-        struct micro_batch_fit f = micro_batch_search_largest(s, i < count ? &settings[i].policy : NULL);
-        print_row(i < count ? settings[i].flags : "auto", &f, out, json);
+    if (json) json_begin_array(json);
+    for (int i = 0; i < count; i++) {
+        print_row(rows[i].setting.flags, &rows[i].fit, out);
+        if (json) write_row(rows[i].setting.flags, &rows[i].fit, json);
     }
-    json_end_array(json);
+    if (json) json_end_array(json);
     if (!s->setup.request.hardware) fprintf(out, "  (with --hardware also auto, and predicted steps)\n");
 }
 
@@ -191,9 +220,10 @@ static int find_limit(struct micro_batch_search *s, struct err *err) {
     return 0;
 }
 
-static int open_search(struct micro_batch_search *s, struct err *err) {
+static int open_search(struct micro_batch_search *s, int threads, struct err *err) {
     const struct config *cfg = s->cfg;
-    if (setup_open(&s->setup, cfg, 0, 0, err) || find_limit(s, err)) return -1;
+    if (setup_open(&s->setup, cfg, 0, threads, err) || find_limit(s, err)) return -1;
+    if (hardware_open("cpu", &s->cpu, err)) return -1;
     s->stages = mem_new_array(struct plan_request, (size_t)s->num_stages, "requests of the stages");
     s->scaled = mem_new_array(struct plan_request, (size_t)s->num_stages, "requests of the stages");
     if (setup_requests(&s->setup, cfg, s->stages, err)) return -1;
@@ -203,11 +233,11 @@ static int open_search(struct micro_batch_search *s, struct err *err) {
     return 0;
 }
 
-struct micro_batch_search *micro_batch_search_open(const struct config *cfg, struct err *err) {
+struct micro_batch_search *micro_batch_search_open(const struct config *cfg, int threads, struct err *err) {
     struct micro_batch_search *s = mem_zalloc(sizeof(*s), "micro-batch search");
     *s = (struct micro_batch_search){
         .cfg = cfg, .num_stages = (int)cfg->pipeline_model_parallel_size, .largest = 1 << 20};
-    if (!open_search(s, err)) return s;
+    if (!open_search(s, threads, err)) return s;
     micro_batch_search_close(s);
     return NULL;
 }
@@ -222,9 +252,11 @@ void micro_batch_search_close(struct micro_batch_search *s) {
 }
 
 int find_max_micro_batch(const struct config *cfg, FILE *out, struct str *json, struct err *err) {
-    struct micro_batch_search *s = micro_batch_search_open(cfg, err);
+    struct micro_batch_row rows[MICRO_BATCH_ROWS];
+    struct micro_batch_search *s = micro_batch_search_open(cfg, 0, err);
     if (!s) return -1;
-    print_table(s, out, json);
+    int count = micro_batch_search_rows(s, rows);
+    micro_batch_search_print(s, rows, count, out, json);
     micro_batch_search_close(s);
     return 0;
 }

@@ -129,8 +129,10 @@ static int explain(const struct config *cfg, int rank, int threads, const struct
     double flops = 0;
     int status = open_stages(&s, cfg, rank, threads, err);
     if (!status) {
-        if (!cfg->dry_run) plan_print_memory(&s.setups[s.worst].plan, s.worst_rank, out);
-        plan_print_holders(&s.setups[s.worst].plan, HOLDERS_SHOWN, out);
+        if (!cfg->dry_run) { /* a dry run has printed both */
+            plan_print_memory(&s.setups[s.worst].plan, s.worst_rank, out);
+            plan_print_holders(&s.setups[s.worst].plan, HOLDERS_SHOWN, out);
+        }
         for (int i = 0; i < s.count; i++) flops += s.setups[i].plan.step_flops;
         flags_with_batch(cfg, &with_batch);
         plan_find_remedies(

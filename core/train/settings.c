@@ -50,3 +50,33 @@ int settings_list(const struct model *m, int layers, struct recompute_setting se
     if (root > 1) add_full(RECOMPUTE_UNIFORM, root, settings, &count);
     return count;
 }
+
+static void set_policy(struct setting_config *out, const struct recompute_policy *p) {
+    struct config *c = &out->cfg;
+    if (p->granularity == RECOMPUTE_SELECTIVE) {
+        int64_t count = 0;
+        for (int i = 0; i < MODULE_COUNT; i++)
+            if (p->modules >> i & 1) out->modules[count++] = recompute_module_info(i)->name;
+        c->recompute_granularity = RECOMPUTE_GRANULARITY_SELECTIVE;
+        c->recompute_modules = (struct config_texts){count, out->modules};
+    }
+    if (p->granularity == RECOMPUTE_FULL) {
+        c->recompute_granularity = RECOMPUTE_GRANULARITY_FULL;
+        c->recompute_method =
+            p->method == RECOMPUTE_UNIFORM ? RECOMPUTE_METHOD_UNIFORM : RECOMPUTE_METHOD_BLOCK;
+        c->recompute_num_layers = p->num_layers;
+    }
+}
+
+void setting_configure(const struct config *cfg, const struct recompute_policy *policy, size_t budget,
+                       struct setting_config *out) {
+    *out = (struct setting_config){.cfg = *cfg};
+    struct config *c = &out->cfg;
+    c->save = c->load = c->pretrained_checkpoint = c->tensorboard_dir = c->metrics_file = NULL;
+    c->async_save = c->profile = false;
+    set_policy(out, policy);
+    if (budget) {
+        c->recompute_granularity = RECOMPUTE_GRANULARITY_AUTO;
+        c->recompute_budget_bytes = (int64_t)budget;
+    }
+}

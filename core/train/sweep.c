@@ -19,48 +19,15 @@ struct sweep {
     double samples; /* of a step */
 };
 
-/* ---- the configuration of a row ---- */
-
-struct row_config {
-    struct config cfg;
-    const char *modules[MODULE_COUNT];
-};
-
-static void set_policy(struct row_config *row, const struct recompute_policy *p) {
-    struct config *c = &row->cfg;
-    if (p->granularity == RECOMPUTE_SELECTIVE) {
-        int64_t count = 0;
-        for (int i = 0; i < MODULE_COUNT; i++)
-            if (p->modules >> i & 1) row->modules[count++] = recompute_module_info(i)->name;
-        c->recompute_granularity = RECOMPUTE_GRANULARITY_SELECTIVE;
-        c->recompute_modules = (struct config_texts){count, row->modules};
-    }
-    if (p->granularity == RECOMPUTE_FULL) {
-        c->recompute_granularity = RECOMPUTE_GRANULARITY_FULL;
-        c->recompute_method =
-            p->method == RECOMPUTE_UNIFORM ? RECOMPUTE_METHOD_UNIFORM : RECOMPUTE_METHOD_BLOCK;
-        c->recompute_num_layers = p->num_layers;
-    }
-}
-
-/* The user's flags with the setting of row i, and without anything that a run leaves behind. */
-static void configure(const struct sweep *s, int i, struct row_config *row) {
-    *row = (struct row_config){.cfg = *s->cfg};
-    struct config *c = &row->cfg;
-    c->save = c->load = c->pretrained_checkpoint = c->tensorboard_dir = c->metrics_file = NULL;
-    c->async_save = c->profile = false;
-    set_policy(row, &s->policies[i]);
-    if (s->budgets[i]) {
-        c->recompute_granularity = RECOMPUTE_GRANULARITY_AUTO;
-        c->recompute_budget_bytes = (int64_t)s->budgets[i];
-    }
+static void configure(const struct sweep *s, int i, struct setting_config *row) {
+    setting_configure(s->cfg, &s->policies[i], s->budgets[i], row);
 }
 
 /* ---- plans ---- */
 
 /* The peak over all stages, and with --hardware the predicted step. */
 static int plan_row(struct sweep *s, int i, struct err *err) {
-    struct row_config row;
+    struct setting_config row;
     struct setup setup;
     struct mesh mesh;
     struct sweep_row *out = &s->rows[i];
@@ -94,7 +61,8 @@ static void add_row(struct sweep *s, const char *name, struct recompute_policy p
     s->budgets[s->count++] = budget;
 }
 
-/* auto at three budgets between the least and the most memory of the plain settings. */
+/* auto at three budgets between the least and the most memory of the plain settings, and at the limit where
+ * that is more: there its largest micro-batch compares with theirs. */
 static int plan_rows(struct sweep *s, struct err *err) {
     struct recompute_setting settings[SETTINGS_MAX];
     size_t least = SIZE_MAX, most = 0;
@@ -114,8 +82,9 @@ static int plan_rows(struct sweep *s, struct err *err) {
         if (s->rows[i].peak < least) least = s->rows[i].peak;
         if (s->rows[i].peak > most) most = s->rows[i].peak;
     }
-    for (size_t k = 1; k <= 3 && !status; k++) {
-        size_t budget = least + (most - least) * k / 4;
+    size_t limit = config_is_set(s->cfg, device_memory_limit) ? (size_t)s->cfg->device_memory_limit : 0;
+    for (size_t k = 1; k <= (limit > most ? 4 : 3) && !status; k++) {
+        size_t budget = k < 4 ? least + (most - least) * k / 4 : limit;
         char size[32], name[64];
         snprintf(name, sizeof(name), "auto %s", str_format_bytes(size, sizeof(size), (double)budget));
         add_row(s, name, (struct recompute_policy){.granularity = RECOMPUTE_NONE}, budget);
@@ -146,7 +115,7 @@ static int run_steps(struct sweep *s, struct trainer *t, struct sweep_row *out, 
 }
 
 static int run_row(struct sweep *s, int i, struct err *err) {
-    struct row_config row;
+    struct setting_config row;
     struct trainer t;
     configure(s, i, &row);
     int status = trainer_open(&t, &row.cfg, s->ranks, err);
@@ -161,11 +130,13 @@ static int run_row(struct sweep *s, int i, struct err *err) {
 static void find_largest(struct sweep *s) {
     struct err ignored;
     struct micro_batch_search *search = NULL;
+    int threads = ranks_threads(s->ranks);
     if (!s->out) return; /* rank 0 prints */
-    if (config_is_set(s->cfg, device_memory_limit)) search = micro_batch_search_open(s->cfg, &ignored);
+    if (config_is_set(s->cfg, device_memory_limit))
+        search = micro_batch_search_open(s->cfg, threads, &ignored);
     for (int i = 0; search && i < s->count; i++) {
-        if (s->budgets[i]) continue; /* auto takes all that there is: the next row but one */
-        struct micro_batch_fit f = micro_batch_search_largest(search, &s->policies[i]);
+        struct micro_batch_fit f =
+            micro_batch_search_largest(search, s->budgets[i] ? NULL : &s->policies[i], s->budgets[i]);
         s->rows[i].largest_micro_batch = f.micro_batch;
         s->rows[i].largest_tokens_per_second = f.tokens_per_second;
     }
@@ -207,7 +178,7 @@ static void print_table(const struct sweep *s) {
         else
             fprintf(s->out, " %36s", r->fits ? "no --hardware" : "does not fit");
         if (measured && s->cfg->hardware) fprintf(s->out, " %13.4g", 1e3 * r->predicted_seconds);
-        if (limited && !s->budgets[i]) {
+        if (limited) {
             fprintf(s->out, " %15lld", (long long)r->largest_micro_batch);
             if (r->largest_tokens_per_second > 0) fprintf(s->out, " %10.4g", r->largest_tokens_per_second);
         }
@@ -225,6 +196,11 @@ static void write_jsonl(const struct sweep *s, struct str *out) {
         json_begin_object(out);
         json_key(out, "recompute");
         json_string(out, r->name);
+        json_key(out, "budget_bytes");
+        if (s->budgets[i])
+            json_unsigned(out, s->budgets[i]);
+        else
+            json_null(out);
         json_key(out, "measured");
         json_bool(out, s->ranks != NULL);
         json_key(out, "fits");
@@ -241,6 +217,8 @@ static void write_jsonl(const struct sweep *s, struct str *out) {
         json_double(out, r->predicted_seconds > 0 ? r->predicted_seconds : NAN);
         json_key(out, "largest_micro_batch_size");
         json_integer(out, r->largest_micro_batch);
+        json_key(out, "largest_tokens_per_second");
+        json_double(out, r->largest_tokens_per_second > 0 ? r->largest_tokens_per_second : NAN);
         json_key(out, "frontier");
         json_bool(out, r->is_frontier);
         snprintf(hash, sizeof(hash), "%016llx", (unsigned long long)r->params_hash);

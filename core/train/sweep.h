@@ -1,15 +1,16 @@
 #pragma once
 /* --recompute-sweep: one table of all recompute settings (settings.h, and auto at three budgets between the
- * least and the most memory): peak, step time, recompute time, tokens/s; with a limit also the largest
- * micro-batch. Rows that no other row beats in both memory and speed are the frontier. Measured by running a
- * few steps of each setting with fresh weights, or predicted (--dry-run, with --hardware). Parameters after
- * the steps must be equal to the last bit.
+ * least and the most memory, and at the limit): peak, step time, recompute time, tokens/s; with a limit also
+ * the largest micro-batch, of auto within its row's budget, and with --hardware its predicted tokens/s. Rows
+ * that no other row beats in both memory and speed are the frontier. Measured by running a few steps of each
+ * setting with fresh weights, or predicted (--dry-run, with --hardware). Parameters after the steps must be
+ * equal to the last bit.
  *
  * Collective over the ranks; rank 0 prints. */
 #include "core/train/ranks.h"
 #include "core/train/settings.h"
 
-enum { SWEEP_MAX_ROWS = SETTINGS_MAX + 3 };
+enum { SWEEP_MAX_ROWS = SETTINGS_MAX + 4 };
 
 struct sweep_row {
     char name[SETTING_FLAGS_BYTES];

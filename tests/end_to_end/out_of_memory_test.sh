@@ -26,7 +26,9 @@ while read -r remedy; do
 done <<<"$listed"
 
 is "a dry run that does not fit is status 3 too" "$(run --dry-run --device-memory-limit ${less}B)" 3
-contains "with the same advice" err "the 10 largest holders at the peak:" "what fits, the least recompute first" "out of device memory" "--recompute-"
+contains "the plan says who holds the memory" out "the 10 largest holders at the peak:" "  kept mlp linear_fc1"
+is "once" "$(cat out err | grep -c 'largest holders')" 1
+contains "with the same advice" err "what fits, the least recompute first" "out of device memory" "--recompute-"
 both=$(plan --micro-batch-size 1 --recompute-granularity full --recompute-method uniform --recompute-num-layers 1)
 is "one change is not enough" "$(run --device-memory-limit ${both}B)" 3
 contains "two are named" err "no recompute setting fits alone" "--micro-batch-size 1"
@@ -44,6 +46,22 @@ is "and a dry run of it is fine" "$(run $huge --dry-run)" 0
 
 # four ranks, planned: two stages, each twice
 four="--world-size 4 --pipeline-model-parallel-size 2"
+# the holders of a dry run are those of the rank with the highest peak: here a rank of the last stage, which has the loss
+# shellcheck disable=SC2086
+if command -v python3 >/dev/null; then
+    run $four --padded-vocab-size 65536 --dry-run-json world.json >/dev/null
+    is "two stages: one table of holders" "$(grep -c 'largest holders' out)" 1
+    ok "it is about the rank with the highest peak" python3 -c '
+import json, sys
+world = json.load(open("world.json"))
+rows, of = world["holders"], world["ranks"]
+top = of[world["max_peak_rank"]]
+assert len(rows) == 10 and [r["bytes"] for r in rows] == sorted((r["bytes"] for r in rows), reverse=True), rows
+same = {r["category"]: r["bytes"] for r in rows if r["category"] in ("weights", "gradients", "optimizer", "workspace")}
+assert len(same) == 4 and all(top["by_category"][k] == v for k, v in same.items()), (same, top)
+assert top["stage"] == 1 and of[0]["by_category"]["weights"] != same["weights"]
+assert sum(r["bytes"] for r in rows) <= world["max_peak_allocated_bytes"]'
+fi
 # shellcheck disable=SC2086
 sharded=$(plan $four --use-distributed-optimizer)
 # shellcheck disable=SC2086

@@ -16,8 +16,21 @@ MODEL="$SMALL --hardware h100 --recompute-sweep"
     done
     is "it predicts" "$(status_of "$PRETRAIN" $MODEL --dry-run --device-memory-limit 1GiB --recompute-sweep-out predicted)" 0
     contains "without running" out "recompute sweep, predicted" "largest micro-b"
-    is "the same rows" "$(sed 's/.*"recompute":"\([^"]*\)".*/\1/' predicted.jsonl | md5sum)" "$(sed 's/.*"recompute":"\([^"]*\)".*/\1/' table.jsonl | md5sum)"
+    is "the same rows, and auto at the limit" "$(sed 's/.*"recompute":"\([^"]*\)".*/\1/' predicted.jsonl | grep -vx 'auto 1.00 GiB' | md5sum)" "$(sed 's/.*"recompute":"\([^"]*\)".*/\1/' table.jsonl | md5sum)"
     ok "predicted: no recompute is fastest and on the frontier" grep -q '"recompute":"none".*"frontier":true' predicted.jsonl
+    # the largest micro-batch of an auto row is what its flags allow; a search by --find-max-micro-batch-size agrees at the limit
+    autos="${MODEL%--recompute-sweep} --device-memory-limit 10MiB --dry-run"
+    autos=${autos/--micro-batch-size 2 --global-batch-size 4/}
+    is "auto rows: runs" "$(status_of "$PRETRAIN" $autos --micro-batch-size 2 --recompute-sweep --recompute-sweep-out autos)" 0
+    sed -n 's/.*"budget_bytes":\([0-9]*\),.*"largest_micro_batch_size":\([0-9]*\),"largest_tokens_per_second":\([0-9]\).*/\1 \2/p' autos.jsonl >rows
+    is "auto rows: four have a largest micro-batch and its tokens/s" "$(wc -l <rows)" 4
+    while read -r budget size; do
+        flags="$autos --recompute-granularity auto --recompute-memory-budget ${budget}B --micro-batch-size"
+        is "auto in $budget bytes: $size fits" "$(status_of "$PRETRAIN" $flags $size)" 0
+        is "auto in $budget bytes: $((size + 1)) does not" "$(status_of "$PRETRAIN" $flags $((size + 1)))" 2
+    done <rows
+    status_of "$PRETRAIN" $autos --micro-batch-size 2 --find-max-micro-batch-size >/dev/null
+    is "auto at the limit is as in the other table" "$(tail -n 1 rows)" "10485760 $(sed -n 's/^  auto  *\([0-9]*\) .*/\1/p' out)"
     is "what does not fit is said, not run" "$(status_of "$PRETRAIN" $MODEL --recompute-sweep-steps 2 --device-memory-limit 1KiB)" 0
     contains "every row" out "does not fit"
     is "recompute flags beside it" "$(status_of "$PRETRAIN" $MODEL --recompute-activations --dry-run)" 2
