@@ -80,7 +80,7 @@ static __global__ void __launch_bounds__(THREADS) act_forward_kernel(const act a
     for (int j = 0; j < GROUP; j++) {
         v[j] = activate<KIND>(v[j]).value;
         if (gated(KIND)) v[j] *= up[j];
-        if (a.index) v[j] *= scale;
+        if (a.index) v[j] = a.index[row] < 0 ? 0.0f : v[j] * scale;
     }
     store_group<T>(static_cast<T *>(a.y) + row * a.cols, v, j0, a.cols, a.wide);
 }
@@ -100,10 +100,12 @@ static __device__ __forceinline__ float act_backward_group(const act &a, int64_t
     for (int j = 0; j < GROUP; j++) {
         const valued f = activate<KIND>(v[j]);
         const float other = gated(KIND) ? up[j] : 1.0f;
+        const bool is_empty = a.index && a.index[row] < 0; /* zeros, whatever x and dy hold */
         if (a.index && j0 + j < a.cols) sum += dy[j] * (f.value * other);
         v[j] = dy[j] * other * f.slope;
         up[j] = dy[j] * f.value;
         if (a.index) v[j] *= scale, up[j] *= scale;
+        if (is_empty) v[j] = up[j] = 0;
     }
     store_group<T>(dx, v, j0, a.cols, a.wide);
     if (gated(KIND)) store_group<T>(dx + a.cols, up, j0, a.cols, a.wide);

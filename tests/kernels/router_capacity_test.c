@@ -56,8 +56,8 @@ TEST(every_kind_of_router_agrees_with_pytorch) {
     struct err err;
     struct safetensors *f = safetensors_open("tests/golden/router_kinds.safetensors", &err);
     CHECK(f, "%s", err.text);
-    for (int backend = 0; backend < 5; backend++) {
-        const struct kernels *k = backend ? kernels_cpu_isa(isa_names[backend - 1]) : kernels_reference();
+    for (int backend = 0; backend <= ISA_COUNT; backend++) {
+        const struct kernels *k = backend ? table_named(isa_names[backend - 1]) : kernels_reference();
         for (int number = 0; k && number < 36; number++)
             for (int pads = 0; pads <= (number % 3 > 0); pads++) check_kind(k, f, number, pads);
     }
@@ -99,8 +99,8 @@ TEST(drops_are_those_of_reference) {
 
 /* Logits that are no numbers leave every list of rows in order: nobody writes outside. */
 TEST(logits_that_are_no_numbers_keep_to_the_capacity) {
-    for (int backend = 0; backend < 5; backend++) {
-        const struct kernels *k = backend ? kernels_cpu_isa(isa_names[backend - 1]) : kernels_reference();
+    for (int backend = 0; backend <= ISA_COUNT; backend++) {
+        const struct kernels *k = backend ? table_named(isa_names[backend - 1]) : kernels_reference();
         if (!k) continue;
         struct routed r = routed_new((struct router_shape){
             .tokens = 40, .experts = 4, .topk = 2, .count_sets = 1, .capacity = 3, .score = ROUTER_SIGMOID});
