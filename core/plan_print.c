@@ -147,6 +147,8 @@ static void print_full(const struct recompute_policy *policy, FILE *out) {
         fprintf(out, "recompute: full, of layers ");
         print_list(policy->layer_ids, policy->num_layer_ids, out);
         fprintf(out, "; the others kept\n");
+    } else if (policy->method == RECOMPUTE_SQRT) {
+        fprintf(out, "recompute: full, sqrt, groups of the square root of a chunk's layers\n");
     } else if (policy->per_stage) {
         fprintf(out, "recompute: full, %s, layers of each stage's chunks %s: ", uniform ? "uniform" : "block",
                 what);

@@ -92,6 +92,19 @@ static int rules_per_stage(const struct config *cfg, struct err *err) {
     return 0;
 }
 
+/* sqrt finds its N itself. */
+static int rules_sqrt(const struct config *cfg, struct err *err) {
+    static const int flags[] = {CONFIG_FLAG_recompute_num_layers, CONFIG_FLAG_recompute_num_layers_per_stage};
+    for (size_t i = 0; i < ARRAY_COUNT(flags); i++) {
+        const char *flag = config_flag_name(flags[i]);
+        REQUIRE(!config_flag_is_set(cfg, flags[i]),
+                "%s has no effect with --recompute-method sqrt, which takes the square root of each chunk's "
+                "layers: drop %s, or use uniform",
+                flag, flag);
+    }
+    return 0;
+}
+
 static int rules_full(struct config *cfg, struct err *err) {
     long long n = cfg->recompute_num_layers, layers = cfg->num_layers;
     REQUIRE(!config_is_set(cfg, recompute_modules),
@@ -99,7 +112,8 @@ static int rules_full(struct config *cfg, struct err *err) {
             "layers: drop it or use --recompute-granularity selective");
     if (config_is_set(cfg, recompute_layer_ids)) return rules_layer_ids(cfg, err);
     REQUIRE(config_is_set(cfg, recompute_method),
-            "--recompute-granularity full needs --recompute-method: uniform or block");
+            "--recompute-granularity full needs --recompute-method: uniform, block or sqrt");
+    if (cfg->recompute_method == RECOMPUTE_METHOD_SQRT) return rules_sqrt(cfg, err);
     if (config_is_set(cfg, recompute_num_layers_per_stage)) return rules_per_stage(cfg, err);
     REQUIRE(config_is_set(cfg, recompute_num_layers),
             "--recompute-granularity full needs --recompute-num-layers: 1 to --num-layers %lld", layers);

@@ -88,6 +88,9 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
                                                    .num_layers = n},
                          loss, &router, counts, grads);
         }
+    snprintf(what, sizeof(what), "%s full sqrt", name);
+    expect_equal(what, m, (struct recompute_policy){.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_SQRT},
+                 loss, &router, counts, grads);
     mem_free(grads);
     tiny_close(&t);
 }

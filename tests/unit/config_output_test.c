@@ -243,7 +243,7 @@ TEST(every_example_of_help_recompute_is_taken) {
         examples++;
         argc = first;
     }
-    EXPECT_EQ(examples, 13);
+    EXPECT_EQ(examples, 14);
     free(text);
 }
 
