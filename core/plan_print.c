@@ -182,6 +182,16 @@ void plan_print_recompute(const struct plan *plan, FILE *out) {
         plan_free(&without);
         return;
     }
+    if (policy->modules & RECOMPUTE_OPS) {
+        fprintf(out, "recompute: op, all operations of a layer but%s%s%s\n",
+                policy->modules & RECOMPUTE_SAVE(OP_GEMM) ? " gemm" : "",
+                policy->modules & RECOMPUTE_SAVE(OP_ATTENTION) ? " attention" : "",
+                policy->modules & RECOMPUTE_SAVE(OP_COMMUNICATION) ? " communication" : "");
+        plan_with(plan, (struct recompute_policy){.granularity = RECOMPUTE_NONE}, &without);
+        print_choice(plan, &without, "op", out);
+        plan_free(&without);
+        return;
+    }
     fprintf(out, "recompute: selective; each module against the same plan without it\n");
     for (int m = 0; m < MODULE_COUNT; m++) {
         struct recompute_policy less = *policy;

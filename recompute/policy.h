@@ -36,7 +36,7 @@ struct recompute_policy {
     enum recompute_granularity granularity;
     enum recompute_method method;
     int num_layers;           /* the N of full; not read with sqrt, per_stage or layer_ids */
-    recompute_set modules;    /* of selective */
+    recompute_set modules;    /* of selective: modules, or RECOMPUTE_OPS with what is kept */
     const int64_t *per_stage; /* N of each pipeline stage, or NULL */
     int64_t num_stages;
     const int64_t *layer_ids; /* of full: rising layer numbers of the model, or NULL; excludes method and N */

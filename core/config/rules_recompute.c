@@ -145,6 +145,45 @@ static int rules_selective(struct config *cfg, struct err *err) {
     return 0;
 }
 
+/* --recompute-save-ops: one class a word from here on; unset: all. */
+static int rules_op(struct config *cfg, struct err *err) {
+    static const char *const classes[] = {"gemm", "attention", "communication"};
+    struct config_texts *given = &cfg->recompute_save_ops;
+    const char **kept = config_keep(cfg, ARRAY_COUNT(classes) * sizeof(*kept));
+    bool chosen[ARRAY_COUNT(classes)] = {false};
+    int64_t count = 0;
+    if (rules_not_full(cfg, "is for --recompute-granularity full: op takes --recompute-save-ops; drop", err))
+        return -1;
+    REQUIRE(!config_is_set(cfg, recompute_modules),
+            "--recompute-modules is for --recompute-granularity selective: op takes --recompute-save-ops; "
+            "drop it");
+    if (!config_is_set(cfg, recompute_save_ops)) {
+        *given = (struct config_texts){ARRAY_COUNT(classes), classes};
+        config_derive(cfg, CONFIG_FLAG_recompute_save_ops, "--recompute-granularity op");
+        return 0;
+    }
+    for (int64_t i = 0; i < given->count; i++)
+        for (const char *word = given->items[i] + strspn(given->items[i], ","); *word;
+             word += strspn(word, ",")) {
+            size_t length = strcspn(word, ","), k = 0;
+            while (k < ARRAY_COUNT(classes) &&
+                   (strlen(classes[k]) != length || strncmp(classes[k], word, length)))
+                k++;
+            REQUIRE(
+                k < ARRAY_COUNT(classes),
+                "--recompute-save-ops %.*s: no such class of operations; use gemm, attention, communication",
+                (int)length, word);
+            chosen[k] = true;
+            word += length;
+        }
+    for (size_t k = 0; k < ARRAY_COUNT(classes); k++)
+        if (chosen[k]) kept[count++] = classes[k];
+    REQUIRE(count > 0, "--recompute-save-ops names no class: give gemm, attention or communication, or use "
+                       "--recompute-granularity full");
+    *given = (struct config_texts){count, kept};
+    return 0;
+}
+
 static int rules_distribute(const struct config *cfg, struct err *err) {
     long long tp = cfg->tensor_model_parallel_size;
     if (!cfg->distribute_saved_activations) return 0;
@@ -225,10 +264,13 @@ int rules_recompute(struct config *cfg, const struct config_module *modules, int
     }
     if (cfg->recompute_activations) {
         REQUIRE(cfg->recompute_granularity != RECOMPUTE_GRANULARITY_FULL &&
+                    cfg->recompute_granularity != RECOMPUTE_GRANULARITY_OP &&
                     cfg->recompute_granularity != RECOMPUTE_GRANULARITY_AUTO && !cfg->recompute_plan,
                 "--recompute-activations means --recompute-granularity selective and contradicts "
                 "--recompute-granularity %s: drop one of them",
-                cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL ? "full" : "auto");
+                cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL ? "full"
+                : cfg->recompute_granularity == RECOMPUTE_GRANULARITY_OP ? "op"
+                                                                         : "auto");
         if (cfg->recompute_granularity == CONFIG_UNSET_CHOICE) {
             cfg->recompute_granularity = RECOMPUTE_GRANULARITY_SELECTIVE;
             config_derive(cfg, CONFIG_FLAG_recompute_granularity, "--recompute-activations");
@@ -246,9 +288,13 @@ int rules_recompute(struct config *cfg, const struct config_module *modules, int
         config_derive(cfg, CONFIG_FLAG_recompute_granularity, "--recompute-plan");
     }
     if (rules_distribute(cfg, err)) return -1;
+    REQUIRE(!config_is_set(cfg, recompute_save_ops) || cfg->recompute_granularity == RECOMPUTE_GRANULARITY_OP,
+            "--recompute-save-ops has no effect without --recompute-granularity op: add it or drop "
+            "--recompute-save-ops");
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_AUTO) return rules_auto(cfg, err);
     if (rules_not_auto(cfg, err)) return -1;
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL) return rules_full(cfg, err);
+    if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_OP) return rules_op(cfg, err);
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_SELECTIVE) return rules_selective(cfg, err);
     if (rules_not_full(cfg, "has no effect without --recompute-granularity full: add it or drop", err))
         return -1;

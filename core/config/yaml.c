@@ -93,7 +93,8 @@ static bool on_command_line(const struct reader *r, const int *flags, size_t cou
     return false;
 }
 
-/* NeMo AutoModel's key: true and full are full recompute of every layer by itself. On the command line,
+/* NeMo AutoModel's key: true and full are full recompute of every layer by itself, selective is
+ * op-level. On the command line,
  * another kind of recompute replaces it, and the flags of full say which layers. */
 static int set_checkpointing(struct reader *r, size_t line, const char *word, bool *seen) {
     static const int kinds[] = {CONFIG_FLAG_recompute_granularity, CONFIG_FLAG_recompute_activations,
@@ -109,22 +110,18 @@ static int set_checkpointing(struct reader *r, size_t line, const char *word, bo
     char shown[512];
     snprintf(shown, sizeof(shown), "%.300s, line %zu: " CHECKPOINTING, r->path, line);
     bool selective = !strcmp(word, "selective");
+    const char *const op = "op";
     if (!selective && !is_true(word) && strcmp(word, "full"))
-        return err_set(r->err, "%s: takes true, full or false", shown);
+        return err_set(r->err, "%s: takes true, full, selective or false", shown);
     if (seen[CONFIG_FLAG_recompute_granularity])
         return err_set(r->err, "%s: recompute is given twice in this file; drop one of the two", shown);
     seen[CONFIG_FLAG_recompute_granularity] = true;
     if (on_command_line(r, kinds, ARRAY_COUNT(kinds))) return 0;
-    if (selective)
-        return err_set(r->err,
-                       "%s selective: chooses single operations, which this program does not; give "
-                       "recompute_granularity: selective and recompute_modules: [layernorm, mlp_act], which "
-                       "keep every matrix product and attention, or activation_checkpointing: full",
-                       shown);
-    size_t count = on_command_line(r, layers, ARRAY_COUNT(layers)) ? 1 : ARRAY_COUNT(full);
+    size_t count = selective || on_command_line(r, layers, ARRAY_COUNT(layers)) ? 1 : ARRAY_COUNT(full);
     for (size_t i = 0; i < count; i++) {
         r->cfg->origin[full[i].flag] = CONFIG_YAML;
-        if (flag_set_words(r->cfg, full[i].flag, &full[i].word, 1, shown, r->err)) return -1;
+        if (flag_set_words(r->cfg, full[i].flag, selective ? &op : &full[i].word, 1, shown, r->err))
+            return -1;
     }
     return 0;
 }

@@ -37,6 +37,12 @@ static struct recompute_policy policy_from_config(const struct config *cfg) {
         return p;
     }
     p.granularity = RECOMPUTE_SELECTIVE;
+    if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_OP) {
+        p.modules = RECOMPUTE_OPS;
+        for (int64_t i = 0; i < cfg->recompute_save_ops.count; i++)
+            p.modules |= recompute_save_find(cfg->recompute_save_ops.items[i]);
+        return p;
+    }
     for (int64_t i = 0; i < cfg->recompute_modules.count; i++)
         p.modules |= RECOMPUTE_BIT(recompute_module_find(cfg->recompute_modules.items[i]));
     return p;

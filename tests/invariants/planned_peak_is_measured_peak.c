@@ -62,6 +62,7 @@ static struct recompute_policy random_policy(const struct model *m) {
                                  .num_layers = 1 + (int)dice((uint32_t)m->layers),
                                  .modules = dice(RECOMPUTE_BIT(MODULE_COUNT))};
     p.modules &= ~RECOMPUTE_BIT(MODULE_layer);
+    if (!dice(4)) p.modules = RECOMPUTE_OPS | RECOMPUTE_SAVE(dice(8));
     return p;
 }
 

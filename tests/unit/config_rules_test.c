@@ -199,6 +199,13 @@ TEST(every_rule_of_recompute_refuses_with_a_remedy) {
         {ALL, "--recompute-activations --recompute-modules mlp moe",
          "--recompute-modules moe: this model has no experts"},
         {ALL, "--recompute-activations --recompute-modules mhc", "use core_attn, mlp, layernorm"},
+        {ALL, "--recompute-granularity op --recompute-save-ops gemm,norm",
+         "--recompute-save-ops norm: no such"},
+        {ALL, "--recompute-granularity op --recompute-save-ops ,", "names no class"},
+        {ALL, "--recompute-granularity op --recompute-modules mlp", "op takes --recompute-save-ops; drop it"},
+        {ALL, "--recompute-granularity op --recompute-num-layers 1", "op takes --recompute-save-ops; drop"},
+        {ALL, "--recompute-save-ops gemm", "--recompute-save-ops has no effect without"},
+        {ALL, "--recompute-activations --recompute-granularity op", "contradicts --recompute-granularity op"},
         {ALL, "--distribute-saved-activations", "needs --tensor-model-parallel-size"},
     };
     walk(rows, ARRAY_COUNT(rows));

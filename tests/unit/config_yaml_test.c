@@ -100,7 +100,7 @@ TEST(the_command_line_wins_over_yaml_and_yaml_over_defaults) {
     config_free(&cfg);
 }
 
-TEST(activation_checkpointing_is_full_recompute_of_each_layer) {
+TEST(activation_checkpointing_is_full_or_op_recompute) {
     NEEDS_YAML();
     static const char *const asks[] = {"true", "True", "yes", "full", "'full'"};
     static const char *const nothing[] = {"false", "null", "~", "off"};
@@ -113,6 +113,10 @@ TEST(activation_checkpointing_is_full_recompute_of_each_layer) {
         EXPECT_EQ(cfg.recompute_num_layers, 1);
         config_free(&cfg);
     }
+    EXPECT(!parse("activation_checkpointing: selective\n", NULL, NULL), "%s", err.text);
+    EXPECT_EQ(cfg.recompute_granularity, RECOMPUTE_GRANULARITY_OP);
+    EXPECT(!config_is_set(&cfg, recompute_method), "selective takes no method");
+    config_free(&cfg);
     for (size_t i = 0; i < ARRAY_COUNT(nothing); i++) {
         snprintf(text, sizeof(text), "activation_checkpointing: %s\n", nothing[i]);
         EXPECT(!parse(text, NULL, NULL), "%s", err.text);
@@ -146,11 +150,8 @@ TEST(what_yaml_cannot_mean_is_refused_with_the_line) {
         {"lr: 1\nnum_layer: 3\n", "flags.yaml, line 2: num_layer is not a flag; did you mean --num-layers?"},
         {"a:\n  moe-latent-size: 8\n",
          "line 2: moe-latent-size is a Megatron-LM flag that this program does not have yet"},
-        {"lr: 1\nactivation_checkpointing: selective\n",
-         "line 2: activation_checkpointing selective: chooses single operations"},
-        {"activation_checkpointing: selective\n", "recompute_modules: [layernorm, mlp_act]"},
-        {"activation_checkpointing: some\n", "takes true, full or false"},
-        {"activation_checkpointing: [full, full]\n", "takes true, full or false"},
+        {"activation_checkpointing: some\n", "takes true, full, selective or false"},
+        {"activation_checkpointing: [full, full]\n", "takes true, full, selective or false"},
         {"activation_checkpointing: full\nactivation_checkpointing: true\n", "given twice"},
         {"activation_checkpointing: full\nrecompute_granularity: full\n", "given twice"},
         {"recompute_granularity: full\nactivation_checkpointing: full\n", "given twice"},
@@ -212,7 +213,7 @@ TEST(a_yaml_file_that_cannot_be_read_is_named) {
 
 RUN_TESTS(CASE(without_libyaml_the_error_says_what_to_install), CASE(every_kind_of_value_is_read_from_yaml),
           CASE(the_command_line_wins_over_yaml_and_yaml_over_defaults),
-          CASE(activation_checkpointing_is_full_recompute_of_each_layer),
+          CASE(activation_checkpointing_is_full_or_op_recompute),
           CASE(the_command_line_wins_over_activation_checkpointing),
           CASE(what_yaml_cannot_mean_is_refused_with_the_line),
           CASE(a_feature_that_is_off_in_yaml_asks_for_nothing),

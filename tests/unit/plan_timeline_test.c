@@ -23,6 +23,7 @@ static struct plan_request random_request(void) {
                                  .num_layers = 1 + (int)dice((uint32_t)m.layers),
                                  .modules = dice(RECOMPUTE_BIT(MODULE_COUNT))};
     p.modules &= ~RECOMPUTE_BIT(MODULE_layer);
+    if (!dice(4)) p.modules = RECOMPUTE_OPS | RECOMPUTE_SAVE(dice(8));
     return tiny_request(m, p);
 }
 
