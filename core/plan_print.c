@@ -147,6 +147,8 @@ static void print_full(const struct recompute_policy *policy, FILE *out) {
         fprintf(out, "recompute: full, of layers ");
         print_list(policy->layer_ids, policy->num_layer_ids, out);
         fprintf(out, "; the others kept\n");
+    } else if (policy->method == RECOMPUTE_SQRT) {
+        fprintf(out, "recompute: full, sqrt, groups of the square root of a chunk's layers\n");
     } else if (policy->per_stage) {
         fprintf(out, "recompute: full, %s, layers of each stage's chunks %s: ", uniform ? "uniform" : "block",
                 what);
@@ -177,6 +179,16 @@ void plan_print_recompute(const struct plan *plan, FILE *out) {
         else
             print_full(policy, out);
         print_choice(plan, &without, planned ? "the plan" : "full", out);
+        plan_free(&without);
+        return;
+    }
+    if (policy->modules & RECOMPUTE_OPS) {
+        fprintf(out, "recompute: op, all operations of a layer but%s%s%s\n",
+                policy->modules & RECOMPUTE_SAVE(OP_GEMM) ? " gemm" : "",
+                policy->modules & RECOMPUTE_SAVE(OP_ATTENTION) ? " attention" : "",
+                policy->modules & RECOMPUTE_SAVE(OP_COMMUNICATION) ? " communication" : "");
+        plan_with(plan, (struct recompute_policy){.granularity = RECOMPUTE_NONE}, &without);
+        print_choice(plan, &without, "op", out);
         plan_free(&without);
         return;
     }

@@ -140,7 +140,7 @@ static void attempt_modules(struct search *s, struct change c, recompute_set mod
 /* The named sets, and each of them beside the modules given. */
 static void attempt_selective(struct search *s, struct change c) {
     const struct recompute_policy *given = &s->any->recompute;
-    recompute_set own = given->granularity == RECOMPUTE_SELECTIVE ? given->modules : 0;
+    recompute_set own = given->granularity == RECOMPUTE_SELECTIVE ? given->modules & ~RECOMPUTE_OP_BITS : 0;
     for (size_t i = 0; i < ARRAY_COUNT(module_sets); i++) {
         recompute_set set = set_of(module_sets[i]), more = set | own;
         if (!has_modules(&s->any->model, set)) continue;

@@ -18,7 +18,16 @@ static bool read_only_inside(const struct program *p, int tensor, int instance) 
     return true;
 }
 
+/* By op-level selection: inside a layer, and of no class that is kept. */
+static bool op_is_unsaved(const struct program *p, int op, recompute_set selected) {
+    if (!(selected & RECOMPUTE_OPS) || selected & RECOMPUTE_SAVE(p->ops[op].def->classes)) return false;
+    for (int s = p->ops[op].scope; s >= 0; s = p->scopes[s].parent)
+        if (p->scopes[s].module == MODULE_layer) return true;
+    return false;
+}
+
 bool homes_op_is_selected(const struct program *p, int op, recompute_set selected) {
+    if (op_is_unsaved(p, op, selected)) return true;
     for (int s = p->ops[op].scope; s >= 0; s = p->scopes[s].parent)
         if (selected >> p->scopes[s].module & 1) return true;
     return false;
@@ -27,6 +36,7 @@ bool homes_op_is_selected(const struct program *p, int op, recompute_set selecte
 static bool is_dropped(const struct program *p, int tensor, recompute_set selected) {
     const struct tensor_info *t = &p->tensors[tensor];
     if (t->producer < 0 || tensor == p->output || t->is_pinned) return false;
+    if (op_is_unsaved(p, t->producer, selected)) return true;
     for (int s = p->ops[t->producer].scope; s >= 0; s = p->scopes[s].parent) {
         if (!(selected >> p->scopes[s].module & 1)) continue;
         if (recompute_module_info(p->scopes[s].module)->discards_output || read_only_inside(p, tensor, s))

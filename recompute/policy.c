@@ -12,8 +12,16 @@ static bool has_layer_id(const struct recompute_policy *policy, int64_t layer) {
     return low < policy->num_layer_ids && policy->layer_ids[low] == layer;
 }
 
+/* The square root of n, rounded: r while (r - 1/2)^2 < n < (r + 1/2)^2, in whole numbers. At least 1. */
+static int64_t rounded_root(int64_t n) {
+    int64_t r = 1;
+    while (r * (r + 1) < n) r++;
+    return r;
+}
+
 /* The N of full for this chunk. */
 static int64_t chunk_count(const struct recompute_policy *policy, const struct recompute_chunk *chunk) {
+    if (policy->method == RECOMPUTE_SQRT) return rounded_root(chunk->num_layers);
     if (!policy->per_stage) {
         CHECK(policy->num_layers >= 1, "full recompute of %d layers", policy->num_layers);
         return policy->num_layers;
@@ -45,7 +53,7 @@ int recompute_groups(const struct recompute_policy *policy, const struct recompu
     if (policy->granularity == RECOMPUTE_PLANNED) return planned_groups(policy, chunk, groups);
     bool full = policy->granularity == RECOMPUTE_FULL, by_id = full && policy->layer_ids;
     int64_t n = full && !by_id ? chunk_count(policy, chunk) : 0;
-    bool uniform = full && !by_id && policy->method == RECOMPUTE_UNIFORM && n > 0;
+    bool uniform = full && !by_id && policy->method != RECOMPUTE_BLOCK && n > 0;
     int count = 0;
     for (int layer = 0; layer < chunk->num_layers; layer += groups[count++].num_layers) {
         int left = chunk->num_layers - layer;
@@ -62,6 +70,6 @@ recompute_set recompute_of_mtp(const struct recompute_policy *policy, int stage,
     if (policy->granularity == RECOMPUTE_SELECTIVE) return policy->modules;
     if (policy->granularity == RECOMPUTE_NONE || policy->granularity == RECOMPUTE_PLANNED) return 0;
     bool whole = policy->layer_ids ? has_layer_id(policy, layer)
-                                   : policy->method == RECOMPUTE_UNIFORM && chunk_count(policy, &chunk) > 0;
+                                   : policy->method != RECOMPUTE_BLOCK && chunk_count(policy, &chunk) > 0;
     return whole ? RECOMPUTE_BIT(MODULE_layer) : 0;
 }

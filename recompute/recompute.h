@@ -10,6 +10,7 @@
  *  - an output whose producer is re-run anyway for the sake of another output is not kept either (fused
  * attention: the log-sum-exp is dropped, so the attention output comes back with it and need not be stored).
  *  - a pinned tensor is kept in any case, so its producer is never re-run: routing is decided once.
+ *  - op-level selection drops every result of a layer's ops that are not of a kept class.
  * Ops know nothing of this, and the arithmetic is the same, so results are equal bit for bit. */
 #include "core/tensor/program.h"
 
@@ -32,6 +33,15 @@ int recompute_module_find(const char *name);
 /* Which modules a segment recomputes: a bit per module. */
 typedef uint32_t recompute_set;
 #define RECOMPUTE_BIT(module) (1u << (module))
+
+/* Op-level selection, in the same set: with RECOMPUTE_OPS every op of a layer is re-run unless it is of a
+ * class whose results are kept. RECOMPUTE_SAVE(OP_GEMM) is the bit that keeps a class
+ * (core/tensor/program.h). */
+#define RECOMPUTE_OPS           (1u << 31)
+#define RECOMPUTE_SAVE(classes) ((recompute_set)(classes) << 28)
+#define RECOMPUTE_OP_BITS       (RECOMPUTE_OPS | RECOMPUTE_SAVE(7))
+/* The bit that keeps this class of ops: gemm, attention or communication; 0: no such class. */
+recompute_set recompute_save_find(const char *name);
 
 /* A program with its lists. `frame_bytes` counts the KEEP tensors, each aligned. `weight` is empty unless the
  * schedule splits backward; its work area (work_bytes) is the hold area, which lives from the backward of a

@@ -92,6 +92,19 @@ static int rules_per_stage(const struct config *cfg, struct err *err) {
     return 0;
 }
 
+/* sqrt finds its N itself. */
+static int rules_sqrt(const struct config *cfg, struct err *err) {
+    static const int flags[] = {CONFIG_FLAG_recompute_num_layers, CONFIG_FLAG_recompute_num_layers_per_stage};
+    for (size_t i = 0; i < ARRAY_COUNT(flags); i++) {
+        const char *flag = config_flag_name(flags[i]);
+        REQUIRE(!config_flag_is_set(cfg, flags[i]),
+                "%s has no effect with --recompute-method sqrt, which takes the square root of each chunk's "
+                "layers: drop %s, or use uniform",
+                flag, flag);
+    }
+    return 0;
+}
+
 static int rules_full(struct config *cfg, struct err *err) {
     long long n = cfg->recompute_num_layers, layers = cfg->num_layers;
     REQUIRE(!config_is_set(cfg, recompute_modules),
@@ -99,7 +112,8 @@ static int rules_full(struct config *cfg, struct err *err) {
             "layers: drop it or use --recompute-granularity selective");
     if (config_is_set(cfg, recompute_layer_ids)) return rules_layer_ids(cfg, err);
     REQUIRE(config_is_set(cfg, recompute_method),
-            "--recompute-granularity full needs --recompute-method: uniform or block");
+            "--recompute-granularity full needs --recompute-method: uniform, block or sqrt");
+    if (cfg->recompute_method == RECOMPUTE_METHOD_SQRT) return rules_sqrt(cfg, err);
     if (config_is_set(cfg, recompute_num_layers_per_stage)) return rules_per_stage(cfg, err);
     REQUIRE(config_is_set(cfg, recompute_num_layers),
             "--recompute-granularity full needs --recompute-num-layers: 1 to --num-layers %lld", layers);
@@ -128,6 +142,45 @@ static int rules_selective(struct config *cfg, struct err *err) {
         cfg->recompute_modules = (struct config_texts){1, core_attn};
         config_derive(cfg, CONFIG_FLAG_recompute_modules, "--recompute-granularity selective");
     }
+    return 0;
+}
+
+/* --recompute-save-ops: one class a word from here on; unset: all. */
+static int rules_op(struct config *cfg, struct err *err) {
+    static const char *const classes[] = {"gemm", "attention", "communication"};
+    struct config_texts *given = &cfg->recompute_save_ops;
+    const char **kept = config_keep(cfg, ARRAY_COUNT(classes) * sizeof(*kept));
+    bool chosen[ARRAY_COUNT(classes)] = {false};
+    int64_t count = 0;
+    if (rules_not_full(cfg, "is for --recompute-granularity full: op takes --recompute-save-ops; drop", err))
+        return -1;
+    REQUIRE(!config_is_set(cfg, recompute_modules),
+            "--recompute-modules is for --recompute-granularity selective: op takes --recompute-save-ops; "
+            "drop it");
+    if (!config_is_set(cfg, recompute_save_ops)) {
+        *given = (struct config_texts){ARRAY_COUNT(classes), classes};
+        config_derive(cfg, CONFIG_FLAG_recompute_save_ops, "--recompute-granularity op");
+        return 0;
+    }
+    for (int64_t i = 0; i < given->count; i++)
+        for (const char *word = given->items[i] + strspn(given->items[i], ","); *word;
+             word += strspn(word, ",")) {
+            size_t length = strcspn(word, ","), k = 0;
+            while (k < ARRAY_COUNT(classes) &&
+                   (strlen(classes[k]) != length || strncmp(classes[k], word, length)))
+                k++;
+            REQUIRE(
+                k < ARRAY_COUNT(classes),
+                "--recompute-save-ops %.*s: no such class of operations; use gemm, attention, communication",
+                (int)length, word);
+            chosen[k] = true;
+            word += length;
+        }
+    for (size_t k = 0; k < ARRAY_COUNT(classes); k++)
+        if (chosen[k]) kept[count++] = classes[k];
+    REQUIRE(count > 0, "--recompute-save-ops names no class: give gemm, attention or communication, or use "
+                       "--recompute-granularity full");
+    *given = (struct config_texts){count, kept};
     return 0;
 }
 
@@ -229,10 +282,13 @@ int rules_recompute(struct config *cfg, const struct config_module *modules, int
     }
     if (cfg->recompute_activations) {
         REQUIRE(cfg->recompute_granularity != RECOMPUTE_GRANULARITY_FULL &&
+                    cfg->recompute_granularity != RECOMPUTE_GRANULARITY_OP &&
                     cfg->recompute_granularity != RECOMPUTE_GRANULARITY_AUTO && !cfg->recompute_plan,
                 "--recompute-activations means --recompute-granularity selective and contradicts "
                 "--recompute-granularity %s: drop one of them",
-                cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL ? "full" : "auto");
+                cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL ? "full"
+                : cfg->recompute_granularity == RECOMPUTE_GRANULARITY_OP ? "op"
+                                                                         : "auto");
         if (cfg->recompute_granularity == CONFIG_UNSET_CHOICE) {
             cfg->recompute_granularity = RECOMPUTE_GRANULARITY_SELECTIVE;
             config_derive(cfg, CONFIG_FLAG_recompute_granularity, "--recompute-activations");
@@ -251,9 +307,13 @@ int rules_recompute(struct config *cfg, const struct config_module *modules, int
         config_derive(cfg, CONFIG_FLAG_recompute_granularity, "--recompute-plan");
     }
     if (rules_distribute(cfg, err)) return -1;
+    REQUIRE(!config_is_set(cfg, recompute_save_ops) || cfg->recompute_granularity == RECOMPUTE_GRANULARITY_OP,
+            "--recompute-save-ops has no effect without --recompute-granularity op: add it or drop "
+            "--recompute-save-ops");
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_AUTO) return rules_auto(cfg, err);
     if (rules_not_auto(cfg, err)) return -1;
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL) return rules_full(cfg, err);
+    if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_OP) return rules_op(cfg, err);
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_SELECTIVE) return rules_selective(cfg, err);
     if (rules_not_full(cfg, "has no effect without --recompute-granularity full: add it or drop", err))
         return -1;

@@ -2,9 +2,9 @@
  *
  * Keys are field names (layernorm_epsilon) or flag names with or without dashes and leading "--"
  * (norm-epsilon). A mapping under a key is a section: its name is free and its keys are flags, as in
- * Megatron-LM's own files. Values are scalars or lists of scalars; null, ~ and None mean unset. Anchors and
- * aliases, tags that change a type and a second document are refused; files are at most 1 MiB and 8 sections
- * deep. */
+ * Megatron-LM's own files. One key is no flag: activation_checkpointing, see set_checkpointing. Values are
+ * scalars or lists of scalars; null, ~ and None mean unset. Anchors and aliases, tags that change a type and
+ * a second document are refused; files are at most 1 MiB and 8 sections deep. */
 #include "core/config/flag_table.h"
 #include "core/base/mem.h"
 #include <errno.h>
@@ -14,6 +14,7 @@
 #include <yaml.h>
 
 enum { MAX_FILE_BYTES = 1 << 20, MAX_DEPTH = 8, MAX_WORDS = 65536 };
+#define CHECKPOINTING "activation_checkpointing"
 
 struct reader {
     struct config *cfg;
@@ -82,11 +83,56 @@ static int find_key(struct reader *r, const char *key, bool asks_nothing, bool *
     return flag;
 }
 
+static bool is_true(const char *text) {
+    return !strcmp(text, "true") || !strcmp(text, "True") || !strcmp(text, "yes") || !strcmp(text, "on");
+}
+
+static bool on_command_line(const struct reader *r, const int *flags, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (r->cfg->origin[flags[i]] == CONFIG_COMMAND_LINE) return true;
+    return false;
+}
+
+/* NeMo AutoModel's key: true and full are full recompute of every layer by itself, selective is
+ * op-level. On the command line,
+ * another kind of recompute replaces it, and the flags of full say which layers. */
+static int set_checkpointing(struct reader *r, size_t line, const char *word, bool *seen) {
+    static const int kinds[] = {CONFIG_FLAG_recompute_granularity, CONFIG_FLAG_recompute_activations,
+                                CONFIG_FLAG_recompute_plan, CONFIG_FLAG_recompute_sweep};
+    static const int layers[] = {CONFIG_FLAG_recompute_method, CONFIG_FLAG_recompute_num_layers,
+                                 CONFIG_FLAG_recompute_num_layers_per_stage, CONFIG_FLAG_recompute_layer_ids};
+    static const struct {
+        int flag;
+        const char *word;
+    } full[] = {{CONFIG_FLAG_recompute_granularity, "full"},
+                {CONFIG_FLAG_recompute_method, "uniform"},
+                {CONFIG_FLAG_recompute_num_layers, "1"}};
+    char shown[512];
+    snprintf(shown, sizeof(shown), "%.300s, line %zu: " CHECKPOINTING, r->path, line);
+    bool selective = !strcmp(word, "selective");
+    const char *const op = "op";
+    if (!selective && !is_true(word) && strcmp(word, "full"))
+        return err_set(r->err, "%s: takes true, full, selective or false", shown);
+    if (seen[CONFIG_FLAG_recompute_granularity])
+        return err_set(r->err, "%s: recompute is given twice in this file; drop one of the two", shown);
+    seen[CONFIG_FLAG_recompute_granularity] = true;
+    if (on_command_line(r, kinds, ARRAY_COUNT(kinds))) return 0;
+    size_t count = selective || on_command_line(r, layers, ARRAY_COUNT(layers)) ? 1 : ARRAY_COUNT(full);
+    for (size_t i = 0; i < count; i++) {
+        r->cfg->origin[full[i].flag] = CONFIG_YAML;
+        if (flag_set_words(r->cfg, full[i].flag, selective ? &op : &full[i].word, 1, shown, r->err))
+            return -1;
+    }
+    return 0;
+}
+
 static int set_key(struct reader *r, const char *key, size_t line, const char *const *words, int64_t count,
                    bool null, bool *seen) {
     static const char *const none = "None", *const yes = "true", *const no = "false";
     bool inverted, asks_nothing = null || (count == 1 && is_false(words[0]));
     char shown[512];
+    if (!strcmp(key, CHECKPOINTING) && asks_nothing) return 0;
+    if (!strcmp(key, CHECKPOINTING)) return set_checkpointing(r, line, count == 1 ? words[0] : "", seen);
     int flag = find_key(r, key, asks_nothing, &inverted);
     if (flag < 0) return flag == -2 ? 0 : -1;
     const struct flag_row *row = &flag_rows[flag];

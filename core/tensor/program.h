@@ -88,6 +88,9 @@ struct op;
 /* What an op can do. `backward` writes the gradients of inputs (and of parameters, unless backward_weight
  * does). An op that communicates starts in forward or backward and ends in forward_end or backward_end, which
  * the lists put right before the first reader; so it runs beside what lies between. */
+/* What op-level recompute may be told to keep; an op may be of several classes, or of none. */
+enum op_class { OP_GEMM = 1, OP_ATTENTION = 2, OP_COMMUNICATION = 4 };
+
 struct op_def {
     const char *name;
     void (*forward)(struct run *run, const struct op *op);
@@ -101,6 +104,7 @@ struct op_def {
     unsigned grad_in;         /* inputs that receive a gradient */
     unsigned passes_grad;     /* inputs whose gradient equals the output's: they may share its storage */
     unsigned weight_reads_in; /* of backward_reads_in, what only backward_weight reads */
+    unsigned classes;         /* of enum op_class */
 };
 
 struct op {

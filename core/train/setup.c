@@ -26,7 +26,9 @@ static struct recompute_policy policy_from_config(const struct config *cfg) {
         return p;
     if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_FULL) {
         p.granularity = RECOMPUTE_FULL;
-        p.method = cfg->recompute_method == RECOMPUTE_METHOD_UNIFORM ? RECOMPUTE_UNIFORM : RECOMPUTE_BLOCK;
+        p.method = cfg->recompute_method == RECOMPUTE_METHOD_UNIFORM ? RECOMPUTE_UNIFORM
+                   : cfg->recompute_method == RECOMPUTE_METHOD_SQRT  ? RECOMPUTE_SQRT
+                                                                     : RECOMPUTE_BLOCK;
         if (config_is_set(cfg, recompute_num_layers)) p.num_layers = (int)cfg->recompute_num_layers;
         p.per_stage = cfg->recompute_num_layers_per_stage.items; /* NULL when unset */
         p.num_stages = cfg->recompute_num_layers_per_stage.count;
@@ -35,6 +37,12 @@ static struct recompute_policy policy_from_config(const struct config *cfg) {
         return p;
     }
     p.granularity = RECOMPUTE_SELECTIVE;
+    if (cfg->recompute_granularity == RECOMPUTE_GRANULARITY_OP) {
+        p.modules = RECOMPUTE_OPS;
+        for (int64_t i = 0; i < cfg->recompute_save_ops.count; i++)
+            p.modules |= recompute_save_find(cfg->recompute_save_ops.items[i]);
+        return p;
+    }
     for (int64_t i = 0; i < cfg->recompute_modules.count; i++)
         p.modules |= RECOMPUTE_BIT(recompute_module_find(cfg->recompute_modules.items[i]));
     return p;

@@ -111,6 +111,8 @@ RECOMPUTE = {
     "mla_up_proj": (lambda x: SELECTIVE + ["mla_up_proj", "core_attn"], lambda x: x["model"] == "mla"),
     "mlp_act": (lambda x: SELECTIVE + ["mlp_act", "layernorm"], lambda x: True),
     "uniform 1": (lambda x: FULL + "--recompute-method uniform --recompute-num-layers 1".split(), lambda x: True),
+    "op": (lambda x: "--recompute-granularity op".split(), lambda x: True),
+    "op gemm": (lambda x: "--recompute-granularity op --recompute-save-ops gemm".split(), lambda x: True),
     "uniform 2": (lambda x: FULL + "--recompute-method uniform --recompute-num-layers 2".split(), lambda x: True),
     "block 1": (lambda x: FULL + "--recompute-method block --recompute-num-layers 1".split(), lambda x: True),
     "layer ids": (lambda x: FULL + "--recompute-layer-ids 0 3 6".split(), lambda x: True),

@@ -36,6 +36,8 @@ RECOMPUTE = {
     "moe_act": SELECTIVE + ["moe_act"],
     "parts": SELECTIVE + ["moe_act", "shared_experts", "layernorm", "core_attn"],
     "moe layernorm": SELECTIVE + ["moe", "layernorm"],
+    "op": "--recompute-granularity op".split(),
+    "op gemm": "--recompute-granularity op --recompute-save-ops gemm".split(),
     "uniform 2": FULL + "--recompute-method uniform --recompute-num-layers 2".split(),
 }
 

@@ -29,11 +29,13 @@ for model in gpt llama mla; do
         run $model.act $flags --recompute-granularity selective --recompute-modules mlp_act $own
         run $model.uniform1 $flags $full uniform --recompute-num-layers 1
         run $model.uniform2 $flags $full uniform --recompute-num-layers 2
+        run $model.sqrt $flags $full sqrt
+        run $model.op $flags --recompute-granularity op --recompute-save-ops gemm,attention,communication
         run $model.block2 $flags $full block --recompute-num-layers 2
     }
     expected=$(value $model.none.jsonl params_hash)
     ok "$model: the hash is a hash" test ${#expected} = 16
-    for name in unset activations modules act uniform1 uniform2 block2; do
+    for name in unset activations modules act uniform1 uniform2 sqrt op block2; do
         is "$model.$name: same parameters as without recompute" "$(value $model.$name.jsonl params_hash)" "$expected"
         is "$model.$name: same loss" "$(value $model.$name.jsonl lm_loss)" "$(value $model.none.jsonl lm_loss)"
     done

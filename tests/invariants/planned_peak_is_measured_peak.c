@@ -58,10 +58,11 @@ static struct model random_model(void) {
 
 static struct recompute_policy random_policy(const struct model *m) {
     struct recompute_policy p = {.granularity = (enum recompute_granularity)dice(3),
-                                 .method = (enum recompute_method)dice(2),
+                                 .method = (enum recompute_method)dice(3),
                                  .num_layers = 1 + (int)dice((uint32_t)m->layers),
                                  .modules = dice(RECOMPUTE_BIT(MODULE_COUNT))};
     p.modules &= ~RECOMPUTE_BIT(MODULE_layer);
+    if (!dice(4)) p.modules = RECOMPUTE_OPS | RECOMPUTE_SAVE(dice(8));
     return p;
 }
 

@@ -88,6 +88,16 @@ static void expect_equal_for_all_policies(const char *name, struct model m) {
                                                    .num_layers = n},
                          loss, &router, counts, grads);
         }
+    for (unsigned classes = 0; classes < 8; classes++) {
+        snprintf(what, sizeof(what), "%s op, classes %u kept", name, classes);
+        expect_equal(what, m,
+                     (struct recompute_policy){.granularity = RECOMPUTE_SELECTIVE,
+                                               .modules = RECOMPUTE_OPS | RECOMPUTE_SAVE(classes)},
+                     loss, &router, counts, grads);
+    }
+    snprintf(what, sizeof(what), "%s full sqrt", name);
+    expect_equal(what, m, (struct recompute_policy){.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_SQRT},
+                 loss, &router, counts, grads);
     mem_free(grads);
     tiny_close(&t);
 }

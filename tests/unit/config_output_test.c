@@ -169,7 +169,7 @@ TEST(help_names_every_flag_with_its_default) {
         for (const char *n = flag_rows[flag].names; *n; n += strlen(n) + 1) EXPECT_CONTAINS(text, n);
     }
     EXPECT_CONTAINS(text, "\nActivation recompute:\n");
-    EXPECT_CONTAINS(text, "--recompute-granularity {full,selective,auto}");
+    EXPECT_CONTAINS(text, "--recompute-granularity {full,selective,auto,op}");
     EXPECT_CONTAINS(text, "(default 0.999)");
     free(text);
 }
@@ -243,7 +243,7 @@ TEST(every_example_of_help_recompute_is_taken) {
         examples++;
         argc = first;
     }
-    EXPECT_EQ(examples, 13);
+    EXPECT_EQ(examples, 15);
     free(text);
 }
 

@@ -156,9 +156,15 @@ TEST(every_rule_of_latent_attention_refuses_with_a_remedy) {
 
 TEST(every_rule_of_recompute_refuses_with_a_remedy) {
     static const struct refusal rows[] = {
-        {ALL, "--recompute-granularity full", "needs --recompute-method: uniform or block"},
+        {ALL, "--recompute-granularity full", "needs --recompute-method: uniform, block or sqrt"},
         {ALL, "--recompute-granularity full --recompute-method uniform",
          "needs --recompute-num-layers: 1 to"},
+        {ALL, "--recompute-granularity full --recompute-method sqrt --recompute-num-layers 2",
+         "--recompute-num-layers has no effect with --recompute-method sqrt"},
+        {ALL, "--recompute-granularity full --recompute-method sqrt --recompute-num-layers-per-stage 2",
+         "--recompute-num-layers-per-stage has no effect with --recompute-method sqrt"},
+        {ALL, "--recompute-granularity selective --recompute-method sqrt",
+         "selective takes --recompute-modules; drop"},
         {ALL, "--recompute-granularity full --recompute-method uniform --recompute-num-layers 0",
          "--recompute-num-layers 0: must be from 1 to --num-layers 4"},
         {ALL, "--recompute-granularity full --recompute-method block --recompute-num-layers -1",
@@ -193,6 +199,13 @@ TEST(every_rule_of_recompute_refuses_with_a_remedy) {
         {ALL, "--recompute-activations --recompute-modules mlp moe",
          "--recompute-modules moe: this model has no experts"},
         {ALL, "--recompute-activations --recompute-modules mhc", "use core_attn, mlp, layernorm"},
+        {ALL, "--recompute-granularity op --recompute-save-ops gemm,norm",
+         "--recompute-save-ops norm: no such"},
+        {ALL, "--recompute-granularity op --recompute-save-ops ,", "names no class"},
+        {ALL, "--recompute-granularity op --recompute-modules mlp", "op takes --recompute-save-ops; drop it"},
+        {ALL, "--recompute-granularity op --recompute-num-layers 1", "op takes --recompute-save-ops; drop"},
+        {ALL, "--recompute-save-ops gemm", "--recompute-save-ops has no effect without"},
+        {ALL, "--recompute-activations --recompute-granularity op", "contradicts --recompute-granularity op"},
         {ALL, "--distribute-saved-activations", "needs --tensor-model-parallel-size"},
     };
     walk(rows, ARRAY_COUNT(rows));

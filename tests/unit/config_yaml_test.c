@@ -100,6 +100,48 @@ TEST(the_command_line_wins_over_yaml_and_yaml_over_defaults) {
     config_free(&cfg);
 }
 
+TEST(activation_checkpointing_is_full_or_op_recompute) {
+    NEEDS_YAML();
+    static const char *const asks[] = {"true", "True", "yes", "full", "'full'"};
+    static const char *const nothing[] = {"false", "null", "~", "off"};
+    char text[128];
+    for (size_t i = 0; i < ARRAY_COUNT(asks); i++) {
+        snprintf(text, sizeof(text), "distributed:\n  activation_checkpointing: %s\n", asks[i]);
+        EXPECT(!parse(text, NULL, NULL), "%s", err.text);
+        EXPECT_EQ(cfg.recompute_granularity, RECOMPUTE_GRANULARITY_FULL);
+        EXPECT_EQ(cfg.recompute_method, RECOMPUTE_METHOD_UNIFORM);
+        EXPECT_EQ(cfg.recompute_num_layers, 1);
+        config_free(&cfg);
+    }
+    EXPECT(!parse("activation_checkpointing: selective\n", NULL, NULL), "%s", err.text);
+    EXPECT_EQ(cfg.recompute_granularity, RECOMPUTE_GRANULARITY_OP);
+    EXPECT(!config_is_set(&cfg, recompute_method), "selective takes no method");
+    config_free(&cfg);
+    for (size_t i = 0; i < ARRAY_COUNT(nothing); i++) {
+        snprintf(text, sizeof(text), "activation_checkpointing: %s\n", nothing[i]);
+        EXPECT(!parse(text, NULL, NULL), "%s", err.text);
+        EXPECT_EQ(cfg.recompute_granularity, CONFIG_UNSET_CHOICE);
+        config_free(&cfg);
+    }
+}
+
+TEST(the_command_line_wins_over_activation_checkpointing) {
+    NEEDS_YAML();
+    static const char *const values[] = {"full", "selective"};
+    char text[128];
+    for (size_t i = 0; i < ARRAY_COUNT(values); i++) {
+        snprintf(text, sizeof(text), "activation_checkpointing: %s\n", values[i]);
+        EXPECT(!parse(text, "--recompute-activations", NULL), "%s", err.text);
+        EXPECT(cfg.recompute_activations && cfg.recompute_granularity == CONFIG_UNSET_CHOICE, "full is set");
+        config_free(&cfg);
+    }
+    EXPECT(!parse("activation_checkpointing: full\n", "--recompute-method", "sqrt"), "%s", err.text);
+    EXPECT_EQ(cfg.recompute_granularity, RECOMPUTE_GRANULARITY_FULL);
+    EXPECT_EQ(cfg.recompute_method, RECOMPUTE_METHOD_SQRT);
+    EXPECT(!config_is_set(&cfg, recompute_num_layers), "a number that the method does not take");
+    config_free(&cfg);
+}
+
 TEST(what_yaml_cannot_mean_is_refused_with_the_line) {
     NEEDS_YAML();
     static const struct {
@@ -108,6 +150,11 @@ TEST(what_yaml_cannot_mean_is_refused_with_the_line) {
         {"lr: 1\nnum_layer: 3\n", "flags.yaml, line 2: num_layer is not a flag; did you mean --num-layers?"},
         {"a:\n  moe-latent-size: 8\n",
          "line 2: moe-latent-size is a Megatron-LM flag that this program does not have yet"},
+        {"activation_checkpointing: some\n", "takes true, full, selective or false"},
+        {"activation_checkpointing: [full, full]\n", "takes true, full, selective or false"},
+        {"activation_checkpointing: full\nactivation_checkpointing: true\n", "given twice"},
+        {"activation_checkpointing: full\nrecompute_granularity: full\n", "given twice"},
+        {"recompute_granularity: full\nactivation_checkpointing: full\n", "given twice"},
         {"lr: x\n", "line 1: lr x: takes a number of at least 0"},
         {"lr: [1, 2]\n", "line 1: lr: takes one value, not a list"},
         {"num_layers: -1\n", "num_layers -1: takes a whole number"},
@@ -166,6 +213,8 @@ TEST(a_yaml_file_that_cannot_be_read_is_named) {
 
 RUN_TESTS(CASE(without_libyaml_the_error_says_what_to_install), CASE(every_kind_of_value_is_read_from_yaml),
           CASE(the_command_line_wins_over_yaml_and_yaml_over_defaults),
+          CASE(activation_checkpointing_is_full_or_op_recompute),
+          CASE(the_command_line_wins_over_activation_checkpointing),
           CASE(what_yaml_cannot_mean_is_refused_with_the_line),
           CASE(a_feature_that_is_off_in_yaml_asks_for_nothing),
           CASE(a_yaml_file_that_cannot_be_read_is_named))

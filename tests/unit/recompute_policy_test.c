@@ -100,6 +100,39 @@ TEST(block_recomputes_the_first_n_layers_of_every_chunk_each_by_itself) {
     }
 }
 
+/* The whole number nearest to the root, found from the outside: no other is nearer. */
+static int nearest_root(int n) {
+    static const int last[] = {2, 6, 12, 20, 30, 42, 56, 72}; /* the largest n of each root from 1 */
+    int root = 1;
+    while (n > last[root - 1]) root++;
+    return root;
+}
+
+TEST(sqrt_makes_groups_of_the_rounded_root_of_each_chunk) {
+    static const int roots[][2] = {{1, 1},  {2, 1},  {3, 2},  {6, 2}, {7, 3},
+                                   {12, 3}, {13, 4}, {32, 6}, {64, 8}};
+    for (int each = 1; each <= MAX_LAYERS; each++)
+        for (int stages = 1; stages * each <= MAX_LAYERS && stages <= 3; stages++) {
+            struct recompute_policy policy = {.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_SQRT};
+            struct picture p;
+            int n = nearest_root(each);
+            draw(&policy, stages, 1, each, &p);
+            for (int l = 0; l < stages * each; l++) {
+                int place = place_in_chunk(l, each);
+                EXPECT_EQ(p.seen[l], 1);
+                EXPECT_EQ(p.set[l], LAYER);
+                EXPECT_EQ(p.group[l], l - place + group_start(place, n));
+            }
+        }
+    for (size_t i = 0; i < ARRAY_COUNT(roots); i++) {
+        struct recompute_policy policy = {.granularity = RECOMPUTE_FULL, .method = RECOMPUTE_SQRT};
+        struct recompute_chunk chunk = {.num_layers = roots[i][0]};
+        struct recompute_group groups[MAX_LAYERS];
+        recompute_groups(&policy, &chunk, groups);
+        EXPECT_EQ(groups[0].num_layers, roots[i][1]);
+    }
+}
+
 TEST(each_stage_may_have_its_own_n_and_zero_is_nothing) {
     static const int64_t counts[] = {3, 0, 1, 9};
     for (int method = RECOMPUTE_UNIFORM; method <= RECOMPUTE_BLOCK; method++)
@@ -210,7 +243,9 @@ TEST(multi_token_prediction_follows_uniform_and_its_ids_alone) {
     full.per_stage = counts, full.num_stages = 2;
     EXPECT_EQ(recompute_of_mtp(&full, 0, 8), LAYER);
     EXPECT_EQ(recompute_of_mtp(&full, 1, 8), 0);
-    full.per_stage = NULL, full.method = RECOMPUTE_BLOCK;
+    full.per_stage = NULL, full.method = RECOMPUTE_SQRT;
+    EXPECT_EQ(recompute_of_mtp(&full, 1, 8), LAYER);
+    full.method = RECOMPUTE_BLOCK;
     EXPECT_EQ(recompute_of_mtp(&full, 1, 8), 0);
     full.layer_ids = ids, full.num_layer_ids = 2;
     EXPECT_EQ(recompute_of_mtp(&full, 1, 8), 0);
@@ -219,6 +254,7 @@ TEST(multi_token_prediction_follows_uniform_and_its_ids_alone) {
 
 RUN_TESTS(CASE(multi_token_prediction_follows_uniform_and_its_ids_alone),
           CASE(uniform_makes_groups_of_n_in_every_chunk),
+          CASE(sqrt_makes_groups_of_the_rounded_root_of_each_chunk),
           CASE(block_recomputes_the_first_n_layers_of_every_chunk_each_by_itself),
           CASE(each_stage_may_have_its_own_n_and_zero_is_nothing),
           CASE(named_layers_are_recomputed_and_no_others),

@@ -126,8 +126,8 @@ static void flash_backward(struct run *r, const struct op *o) {
 }
 
 static const struct op_def op_attention = {
-    "attention", flash_forward, flash_backward, .backward_reads_in = 7, .backward_reads_out = 3,
-    .grad_in = 7};
+    "attention",  flash_forward,          flash_backward, .backward_reads_in = 7, .backward_reads_out = 3,
+    .grad_in = 7, .classes = OP_ATTENTION};
 
 static int add_context_output(struct program *p, const struct model *m, int op) {
     return program_output(p, op, "core_attention", m->dtype, 3,
@@ -191,12 +191,13 @@ static void context_backward(struct run *r, const struct op *o) {
                 .dtype = run_info(r, o->in[0])->dtype);
 }
 
-static const struct op_def op_scores = {"attention_scores", scores_forward, scores_backward,
-                                        .backward_reads_in = 3, .grad_in = 3};
-static const struct op_def op_softmax = {"softmax", softmax_forward, softmax_backward,
-                                         .backward_reads_out = 1, .grad_in = 1};
-static const struct op_def op_context = {"attention_context", context_forward, context_backward,
-                                         .backward_reads_in = 3, .grad_in = 3};
+static const struct op_def op_scores = {"attention_scores",     scores_forward, scores_backward,
+                                        .backward_reads_in = 3, .grad_in = 3,   .classes = OP_ATTENTION};
+static const struct op_def op_softmax = {"softmax",        softmax_forward,
+                                         softmax_backward, .backward_reads_out = 1,
+                                         .grad_in = 1,     .classes = OP_ATTENTION};
+static const struct op_def op_context = {"attention_context",    context_forward, context_backward,
+                                         .backward_reads_in = 3, .grad_in = 3,    .classes = OP_ATTENTION};
 
 int op_add_attention_unfused(struct program *p, const struct model *m, const int qkv[3]) {
     struct attention_attributes a = attributes_of(m);

@@ -105,7 +105,8 @@ static void backward(struct run *r, const struct op *o) {
     for (int i = 0; i < 2; i++) scatter_grads(r, c, &x, run_grad(r, o->in[1 + i]), x.dkv[i], i);
 }
 
-const struct context_way context_gather = {
-    {"attention_gather", forward, backward, .backward_reads_in = 7, .backward_reads_out = 3, .grad_in = 7},
-    forward_scratch,
-    backward_scratch};
+const struct context_way context_gather = {{"attention_gather", forward, backward, .backward_reads_in = 7,
+                                            .backward_reads_out = 3, .grad_in = 7,
+                                            .classes = OP_ATTENTION | OP_COMMUNICATION},
+                                           forward_scratch,
+                                           backward_scratch};

@@ -135,7 +135,8 @@ static void backward(struct run *r, const struct op *o) {
         to_local(r, c, &x, by_heads(c, c->shape.g, i), run_grad(r, o->in[1 + i]), x.dkv[i]);
 }
 
-const struct context_way context_heads = {
-    {"attention_heads", forward, backward, .backward_reads_in = 7, .backward_reads_out = 3, .grad_in = 7},
-    forward_scratch,
-    backward_scratch};
+const struct context_way context_heads = {{"attention_heads", forward, backward, .backward_reads_in = 7,
+                                           .backward_reads_out = 3, .grad_in = 7,
+                                           .classes = OP_ATTENTION | OP_COMMUNICATION},
+                                          forward_scratch,
+                                          backward_scratch};

@@ -225,7 +225,8 @@ static void backward(struct run *r, const struct op *o) {
     context_narrow(r, run_grad(r, o->in[2]), x.arriving + keys, count - keys, c->dtype);
 }
 
-const struct context_way context_ring = {
-    {"attention_ring", forward, backward, .backward_reads_in = 7, .backward_reads_out = 3, .grad_in = 7},
-    forward_scratch,
-    backward_scratch};
+const struct context_way context_ring = {{"attention_ring", forward, backward, .backward_reads_in = 7,
+                                          .backward_reads_out = 3, .grad_in = 7,
+                                          .classes = OP_ATTENTION | OP_COMMUNICATION},
+                                         forward_scratch,
+                                         backward_scratch};

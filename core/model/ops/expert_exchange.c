@@ -22,8 +22,10 @@ static void counts_backward(struct run *r, const struct op *o) {
     (void)r, (void)o; /* nothing has a gradient */
 }
 
-static const struct op_def op_counts = {
-    .name = "expert_counts", .forward = counts_forward, .backward = counts_backward};
+static const struct op_def op_counts = {.name = "expert_counts",
+                                        .forward = counts_forward,
+                                        .backward = counts_backward,
+                                        .classes = OP_COMMUNICATION};
 
 /* ---- probabilities in the order of rows ---- */
 
@@ -92,9 +94,12 @@ static void exchange_backward(struct run *r, const struct op *o) {
     expert_collect(r, g, &x, run_grad(r, o->in[IN_PROBS]), run_grad(r, o->out[OUT_SCALES]), 1, DTYPE_F32);
 }
 
-static const struct op_def op_exchange = {"expert_exchange", exchange_forward, exchange_backward,
+static const struct op_def op_exchange = {"expert_exchange",
+                                          exchange_forward,
+                                          exchange_backward,
                                           .backward_reads_in = 1u << IN_COUNTS,
-                                          .grad_in = 1u << IN_ROWS | 1u << IN_PROBS};
+                                          .grad_in = 1u << IN_ROWS | 1u << IN_PROBS,
+                                          .classes = OP_COMMUNICATION};
 
 struct expert_rows op_add_expert_exchange(struct program *p, const struct model *m, int rows, int probs,
                                           struct routing source) {

@@ -60,8 +60,11 @@ static void tokens_backward(struct run *r, const struct op *o) {
             run_accumulates(r, 0));
 }
 
-static const struct op_def op_tokens = {
-    .name = "expert_gather", .forward = tokens_forward, .backward = tokens_backward, .grad_in = 1};
+static const struct op_def op_tokens = {.name = "expert_gather",
+                                        .forward = tokens_forward,
+                                        .backward = tokens_backward,
+                                        .grad_in = 1,
+                                        .classes = OP_COMMUNICATION};
 
 /* ---- choices and probabilities, and the rows of this rank that follow from them: decided once ---- */
 
@@ -121,7 +124,8 @@ static void choices_backward(struct run *r, const struct op *o) {
 static const struct op_def op_choices = {.name = "expert_choices",
                                          .forward = choices_forward,
                                          .backward = choices_backward,
-                                         .grad_in = 1u << IN_PROBS};
+                                         .grad_in = 1u << IN_PROBS,
+                                         .classes = OP_COMMUNICATION};
 
 /* ---- rows of window 0 ---- */
 
@@ -276,7 +280,8 @@ static const struct op_def op_combine = {.name = "expert_combine",
                                          .backward = combine_backward,
                                          .backward_reads_in = 1u << IN_TOKENS | 1u << IN_SCALES |
                                                               1u << IN_ORDER | 1u << IN_ALL_OFFSETS,
-                                         .grad_in = 1u << IN_RESULT | 1u << IN_TOKENS | 1u << IN_SCALES};
+                                         .grad_in = 1u << IN_RESULT | 1u << IN_TOKENS | 1u << IN_SCALES,
+                                         .classes = OP_COMMUNICATION};
 
 int op_add_expert_combine(struct program *p, const struct model *m, const struct expert_gathered *e,
                           const int results[2]) {

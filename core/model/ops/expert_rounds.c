@@ -125,7 +125,8 @@ static const struct op_def op_return = {"expert_return",
                                         .backward_reads_in =
                                             1u << IN_PROBS | 1u << IN_X | 1u << IN_DISPATCH | 1u << IN_COUNTS,
                                         .grad_in = 1u << IN_RESULT | 1u << IN_ROWS | 1u << IN_PROBS,
-                                        .passes_grad = 1u << IN_ROWS};
+                                        .passes_grad = 1u << IN_ROWS,
+                                        .classes = OP_COMMUNICATION};
 
 int op_add_expert_return(struct program *p, const struct model *m, const struct expert_rows *e,
                          const struct expert_return *from) {

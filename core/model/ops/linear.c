@@ -73,7 +73,8 @@ static void backward_reduced(struct run *r, const struct op *o) {
 }
 
 static const struct op_def op_linear = {
-    "linear", forward, backward, backward_weight, .backward_reads_in = 1, .weight_reads_in = 1, .grad_in = 1};
+    "linear",     forward,           backward, backward_weight, .backward_reads_in = 1, .weight_reads_in = 1,
+    .grad_in = 1, .classes = OP_GEMM};
 static const struct op_def op_linear_column = {"linear",
                                                forward,
                                                backward_reduced,
@@ -81,7 +82,8 @@ static const struct op_def op_linear_column = {"linear",
                                                .backward_end = reduce_end,
                                                .backward_reads_in = 1,
                                                .weight_reads_in = 1,
-                                               .grad_in = 1};
+                                               .grad_in = 1,
+                                               .classes = OP_GEMM};
 static const struct op_def op_linear_row = {"linear",
                                             forward_reduced,
                                             backward,
@@ -89,7 +91,8 @@ static const struct op_def op_linear_row = {"linear",
                                             .forward_end = reduce_end,
                                             .backward_reads_in = 1,
                                             .weight_reads_in = 1,
-                                            .grad_in = 1};
+                                            .grad_in = 1,
+                                            .classes = OP_GEMM | OP_COMMUNICATION};
 
 static const struct op_def *def_of(const struct model *m, enum linear_split split) {
     if (m->tp <= 1 || model_splits_sequence(m) || split == LINEAR_WHOLE) return &op_linear;

@@ -104,7 +104,7 @@ static void grouped_backward_weight(struct run *r, const struct op *o) {
 
 static const struct op_def op_grouped_linear = {
     "grouped_linear",       grouped_forward,      grouped_backward, grouped_backward_weight,
-    .backward_reads_in = 3, .weight_reads_in = 1, .grad_in = 1};
+    .backward_reads_in = 3, .weight_reads_in = 1, .grad_in = 1,     .classes = OP_GEMM};
 
 int op_add_grouped_linear(struct program *p, const struct model *m, int x, struct routing r,
                           const struct linear_spec *spec) {

@@ -134,8 +134,8 @@ static void router_backward(struct run *r, const struct op *o) {
                 .dtype = run_info(r, o->in[0])->dtype);
 }
 
-static const struct op_def op_router = {"router", router_forward, router_backward, .backward_reads_in = 1,
-                                        .grad_in = 1};
+static const struct op_def op_router = {
+    "router", router_forward, router_backward, .backward_reads_in = 1, .grad_in = 1, .classes = OP_GEMM};
 
 int op_add_router(struct program *p, const struct model *m, int x) {
     struct moe_attributes moe = moe_attributes_of(m);

@@ -55,7 +55,8 @@ static const struct op_def op_gather = {"sequence_gather",
                                         gather_backward,
                                         .forward_end = wait_end,
                                         .backward_end = gather_backward_end,
-                                        .grad_in = 1};
+                                        .grad_in = 1,
+                                        .classes = OP_COMMUNICATION};
 
 int op_add_gather(struct program *p, const struct model *m, int x) {
     if (!model_splits_sequence(m)) return x;
@@ -82,9 +83,15 @@ static void scatter_backward(struct run *r, const struct op *o) {
     gather_start(r, run_grad(r, o->in[0]), run_grad(r, o->out[0]), run_info(r, o->out[0]));
 }
 
-static const struct op_def op_reduce_scatter = {"sequence_reduce_scatter", scatter_forward,
-                                                scatter_backward,          .forward_end = scatter_forward_end,
-                                                .backward_end = wait_end,  .grad_in = 1};
+/* Of both classes: as the end of a linear layer it is kept where products are. Re-run alone it would read an
+ * input that the first forward destroyed. */
+static const struct op_def op_reduce_scatter = {"sequence_reduce_scatter",
+                                                scatter_forward,
+                                                scatter_backward,
+                                                .forward_end = scatter_forward_end,
+                                                .backward_end = wait_end,
+                                                .grad_in = 1,
+                                                .classes = OP_GEMM | OP_COMMUNICATION};
 
 int op_add_reduce_scatter(struct program *p, const struct model *m, int x) {
     if (!model_splits_sequence(m)) return x;
