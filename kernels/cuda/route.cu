@@ -18,6 +18,11 @@ static __device__ __forceinline__ double sigmoid(double x) {
     return 1 / (1 + exp(-x));
 }
 
+/* What is no number comes last, so that every comparison has a winner. */
+static __device__ __forceinline__ double ordered(double x) {
+    return x == x ? x : -INFINITY;
+}
+
 /* The score of one expert where scores are no softmax, and its slope. */
 static __device__ __forceinline__ double score_of(enum router_score kind, double x) {
     if (kind == ROUTER_SIGMOID) return sigmoid(x);
@@ -54,7 +59,7 @@ template <int THREADS> static __device__ void limit_groups(double *key, double *
         double sum = 0;
         for (int64_t e = g * size; e < (g + 1) * size; e++)
             if (rank_of(key, e, g * size, size) < best) sum += key[e];
-        sums[g] = sum;
+        sums[g] = ordered(sum);
     }
     __syncthreads();
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS)
@@ -100,13 +105,13 @@ static __global__ void __launch_bounds__(THREADS, 4) choose_kernel(const route_f
     const float *logits = a.logits + token * s.experts;
     int32_t *experts = a.experts + token * s.topk;
     const double lse = log_sum_exp<THREADS>(logits, s.experts);
-    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) key[e] = (double)logits[e];
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) key[e] = ordered((double)logits[e]);
     __syncthreads();
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS)
         if (rank_of(key, e, 0, s.experts) < s.topk)
             atomicAdd(&a.counts[token % s.count_sets * s.experts + e], 1);
     __syncthreads();
-    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) key[e] = key_of(a, logits, lse, e);
+    for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) key[e] = ordered(key_of(a, logits, lse, e));
     __syncthreads();
     if (s.group_count) limit_groups<THREADS>(key, key + s.experts, s);
     for (int64_t e = threadIdx.x; e < s.experts; e += THREADS) {
@@ -129,11 +134,12 @@ static __global__ void __launch_bounds__(CLEAR_THREADS) limit_kernel(const route
                   slot = (int64_t)blockIdx.x * CLEAR_THREADS + threadIdx.x;
     if (slot >= slots) return;
     const int32_t expert = a.experts[slot];
-    const float weight = a.probs[slot];
+    const double weight = ordered((double)a.probs[slot]);
     int64_t before = 0;
     for (int64_t i = 0; i < slots; i++) {
-        const bool larger = !a.shape.drops_by_position && a.probs[i] > weight;
-        const bool equal = a.shape.drops_by_position || a.probs[i] == weight;
+        const double other = ordered((double)a.probs[i]);
+        const bool larger = !a.shape.drops_by_position && other > weight;
+        const bool equal = a.shape.drops_by_position || other == weight;
         before += a.experts[i] == expert && (larger || (equal && i < slot));
     }
     a.row_of_slot[slot] = before < a.shape.capacity ? 0 : -1;
