@@ -172,7 +172,7 @@ static __global__ void __launch_bounds__(32) offsets_kernel(const route_forward_
 }
 
 /* Rows of one expert, then those without a slot; the last expert has all rows to the end. */
-static __global__ void __launch_bounds__(32) place_kernel(const route_forward_args a) {
+static __global__ void __launch_bounds__(32) place_kernel(const route_forward_args a, int64_t rows) {
     const int64_t slots = a.shape.tokens * a.shape.topk, lane = threadIdx.x;
     const bool is_last = blockIdx.x + 1 == a.shape.experts;
     int32_t row = a.offsets[blockIdx.x];
@@ -187,7 +187,7 @@ static __global__ void __launch_bounds__(32) place_kernel(const route_forward_ar
         if (mine && !kept) a.probs[slot] = 0;
         row += __popc(all);
     }
-    const int64_t end = is_last ? router_rows(&a.shape) : a.offsets[blockIdx.x + 1];
+    const int64_t end = is_last ? rows : a.offsets[blockIdx.x + 1];
     for (int64_t at = row + lane; at < end; at += 32) a.slot_of_row[at] = -1;
 }
 
@@ -264,7 +264,7 @@ void cuda_route_forward(const struct stream *stream, const struct route_forward_
         CUDA_LAUNCH(limit_kernel, cuda_blocks(slots, CLEAR_THREADS, 1), CLEAR_THREADS, 0, on, *args);
     CUDA_LAUNCH(count_kernel, (unsigned)s.experts, 32, 0, on, *args);
     CUDA_LAUNCH(offsets_kernel, 1, 32, 0, on, *args);
-    CUDA_LAUNCH(place_kernel, (unsigned)s.experts, 32, 0, on, *args);
+    CUDA_LAUNCH(place_kernel, (unsigned)s.experts, 32, 0, on, *args, router_rows(&s));
 }
 
 /* ---- backward ---- */
