@@ -189,6 +189,11 @@ static void backward(const struct stream *stream, const struct attention_backwar
     const unsigned queries = cuda_blocks(p.z.b * p.z.a * p.z.s, WARPS, 1),
                    keys = cuda_blocks(p.z.b * p.z.g * p.w.keys, WARPS, 1);
     CUDA_LAUNCH(delta_kernel<T>, queries, THREADS, 0, cuda_stream(stream), p, delta);
+    if (attention_has_tiles(p, args->dtype)) {
+        attention_tiles_backward(stream, p, args->dtype, args->dq, args->dk, args->dv, args->grads_are_f32,
+                                 args->accumulate);
+        return;
+    }
     CUDA_LAUNCH((attention_dq_kernel<T, O>), queries, THREADS, 0, cuda_stream(stream), p, args->dq,
                 args->accumulate);
     CUDA_LAUNCH((attention_dkv_kernel<T, O>), keys, THREADS, 0, cuda_stream(stream), p, args->dk, args->dv,

@@ -61,3 +61,6 @@ static inline bool attention_has_tiles(const attention &p, enum dtype dtype) {
 }
 void attention_tiles_forward(const struct stream *stream, const attention &p, enum dtype dtype, void *o,
                              bool o_is_f32, float *lse);
+/* From p.lse and p.delta. */
+void attention_tiles_backward(const struct stream *stream, const attention &p, enum dtype dtype, void *dq,
+                              void *dk, void *dv, bool grads_are_f32, bool add);

@@ -214,3 +214,147 @@ void attention_tiles_forward(const struct stream *stream, const attention &p, en
         BY_TILES(p, dtype, (forward<T, T, D, DV>(stream, p, o, lse)))
     }
 }
+
+/* ---- backward ---- */
+/* Floor of dq: 2 (2 d + dv) FLOPs per query and key seen, of dk and dv: 4 (d + dv); scores and dO v^T are
+ * computed in both passes, so that each sum has one owner and one order. */
+template <int D, int DV> struct backward_tiles {
+    static constexpr int OTHERS =
+        D > 128 ? 16 : 32; /* keys of a step of dq, queries of a step of dk and dv */
+    static constexpr size_t BYTES = 2 * (ROWS + OTHERS) * (D + PAD + DV + PAD) + 2 * OTHERS * sizeof(float);
+};
+
+template <typename T, typename O, int D, int DV>
+static __global__ void __launch_bounds__(THREADS) tiles_dq_kernel(const attention p, void *dq, bool add) {
+    constexpr int KEYS = backward_tiles<D, DV>::OTHERS, N = KEYS / 8;
+    SHARED_DYNAMIC(T, q_tile);
+    T *do_tile = q_tile + ROWS * (D + PAD), *k_tile = do_tile + ROWS * (DV + PAD),
+      *v_tile = k_tile + KEYS * (D + PAD);
+    const int64_t tiles = (p.z.s + ROWS - 1) / ROWS, i0 = (int64_t)blockIdx.x % tiles * ROWS,
+                  line = (int64_t)blockIdx.x / tiles;
+    const int64_t head = line % p.z.a, batch = line / p.z.a, group = head / (p.z.a / p.z.g);
+    const T *k = static_cast<const T *>(p.k) + k_row(p, batch, group, 0, D);
+    const T *v = static_cast<const T *>(p.v) + k_row(p, batch, group, 0, DV);
+    const int warp = (int)threadIdx.x / 32, column = (int)threadIdx.x % 4 * 2;
+    const int64_t i = i0 + 16 * warp + threadIdx.x % 32 / 4, last = i0 + ROWS < p.z.s ? i0 + ROWS : p.z.s;
+    const int64_t end = keys_seen(p, last - 1);
+    int64_t seen[2];
+    float lse[2], delta[2], sums[D / 8][4] = {{0}};
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int64_t row = i + 8 * h;
+        const bool counts = row < p.z.s;
+        seen[h] = counts ? keys_seen(p, row) : 0;
+        lse[h] = counts ? p.lse[line * p.w.q_rows + row] : 0.0f;
+        delta[h] = counts ? p.delta[line * p.z.s + row] : 0.0f;
+    }
+    fill_tile<T, D>(q_tile, ROWS, static_cast<const T *>(p.q) + q_row(p, batch, head, i0), D, p.z.s - i0);
+    fill_tile<T, DV>(do_tile, ROWS, static_cast<const T *>(p.d_o) + o_row(p, batch, head, i0),
+                     p.z.b * p.z.a * DV, p.z.s - i0);
+    for (int64_t j0 = 0; j0 < end; j0 += KEYS) {
+        float score[N][4] = {{0}}, grad[N][4] = {{0}};
+        fill_tile<T, D>(k_tile, KEYS, k + j0 * D, D, p.w.keys - j0);
+        fill_tile<T, DV>(v_tile, KEYS, v + j0 * DV, DV, p.w.keys - j0);
+        __syncthreads();
+        add_by_rows<T, D, N>(score, q_tile + 16 * warp * (D + PAD), k_tile);
+        add_by_rows<T, DV, N>(grad, do_tile + 16 * warp * (DV + PAD), v_tile);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                const int64_t j = j0 + 8 * n + column + c % 2;
+                const bool counts = j < seen[c / 2];
+                const float prob = counts ? expf(p.scale * score[n][c] - lse[c / 2]) : 0.0f;
+                const float keep = p.threshold && counts ? mask_of(p, batch, head, i + c / 2 * 8, j) : 1.0f;
+                score[n][c] = counts ? prob * (keep * grad[n][c] - delta[c / 2]) : 0.0f;
+            }
+        add_by_columns<T, D, N>(sums, score, k_tile);
+        __syncthreads();
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+        if (i + 8 * h < p.z.s)
+            put_half(static_cast<O *>(dq) + q_row(p, batch, head, i + 8 * h), sums, h, p.scale, add);
+}
+
+/* The same with the roles turned: a block has 64 keys, and goes over the group's heads, in order, and the
+ * queries that see them. */
+template <typename T, typename O, int D, int DV>
+static __global__ void __launch_bounds__(THREADS)
+    tiles_dkv_kernel(const attention p, void *dk, void *dv, bool add) {
+    constexpr int QUERIES = backward_tiles<D, DV>::OTHERS, N = QUERIES / 8;
+    SHARED_DYNAMIC(T, k_tile);
+    T *v_tile = k_tile + ROWS * (D + PAD), *q_tile = v_tile + ROWS * (DV + PAD),
+      *do_tile = q_tile + QUERIES * (D + PAD);
+    float *lse = reinterpret_cast<float *>(do_tile + QUERIES * (DV + PAD)), *delta = lse + QUERIES;
+    const int64_t tiles = (p.w.keys + ROWS - 1) / ROWS, j0 = (int64_t)blockIdx.x % tiles * ROWS,
+                  line = (int64_t)blockIdx.x / tiles;
+    const int64_t group = line % p.z.g, batch = line / p.z.g, per_group = p.z.a / p.z.g;
+    const int64_t sees = p.causal ? p.w.first_key + j0 - p.w.first_query : 0, first = sees > 0 ? sees : 0;
+    const int warp = (int)threadIdx.x / 32, column = (int)threadIdx.x % 4 * 2;
+    const int64_t j = j0 + 16 * warp + threadIdx.x % 32 / 4;
+    float sums_k[D / 8][4] = {{0}}, sums_v[DV / 8][4] = {{0}};
+    fill_tile<T, D>(k_tile, ROWS, static_cast<const T *>(p.k) + k_row(p, batch, group, j0, D), D,
+                    p.w.keys - j0);
+    fill_tile<T, DV>(v_tile, ROWS, static_cast<const T *>(p.v) + k_row(p, batch, group, j0, DV), DV,
+                     p.w.keys - j0);
+    for (int64_t head = group * per_group; head < (group + 1) * per_group; head++)
+        for (int64_t i0 = first; i0 < p.z.s; i0 += QUERIES) {
+            const int64_t at = batch * p.z.a + head;
+            float score[N][4] = {{0}}, grad[N][4] = {{0}};
+            fill_tile<T, D>(q_tile, QUERIES, static_cast<const T *>(p.q) + q_row(p, batch, head, i0), D,
+                            p.z.s - i0);
+            fill_tile<T, DV>(do_tile, QUERIES, static_cast<const T *>(p.d_o) + o_row(p, batch, head, i0),
+                             p.z.b * p.z.a * DV, p.z.s - i0);
+            if (threadIdx.x < QUERIES) {
+                const int64_t i = i0 + threadIdx.x;
+                lse[threadIdx.x] = i < p.z.s ? p.lse[at * p.w.q_rows + i] : 0.0f;
+                delta[threadIdx.x] = i < p.z.s ? p.delta[at * p.z.s + i] : 0.0f;
+            }
+            __syncthreads();
+            add_by_rows<T, D, N>(score, k_tile + 16 * warp * (D + PAD), q_tile);
+            add_by_rows<T, DV, N>(grad, v_tile + 16 * warp * (DV + PAD), do_tile);
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int c = 0; c < 4; c++) {
+                    const int row = 8 * n + column + c % 2;
+                    const int64_t i = i0 + row, key = j + c / 2 * 8;
+                    const bool counts = i < p.z.s && key < keys_seen(p, i);
+                    const float prob = counts ? expf(p.scale * score[n][c] - lse[row]) : 0.0f;
+                    const float keep = p.threshold && counts ? mask_of(p, batch, head, i, key) : 1.0f;
+                    score[n][c] = prob * keep;
+                    grad[n][c] = counts ? prob * (keep * grad[n][c] - delta[row]) : 0.0f;
+                }
+            add_by_columns<T, DV, N>(sums_v, score, do_tile);
+            add_by_columns<T, D, N>(sums_k, grad, q_tile);
+            __syncthreads();
+        }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int64_t key = j + 8 * h;
+        if (key >= p.w.keys) continue;
+        put_half(static_cast<O *>(dk) + k_row(p, batch, group, key, D), sums_k, h, p.scale, add);
+        put_half(static_cast<O *>(dv) + k_row(p, batch, group, key, DV), sums_v, h, 1.0f, add);
+    }
+}
+
+template <typename T, typename O, int D, int DV>
+static void backward(const struct stream *stream, const attention &p, void *dq, void *dk, void *dv,
+                     bool add) {
+    const unsigned queries = (unsigned)((p.z.s + ROWS - 1) / ROWS * p.z.b * p.z.a),
+                   keys = (unsigned)((p.w.keys + ROWS - 1) / ROWS * p.z.b * p.z.g);
+    CUDA_LAUNCH((tiles_dq_kernel<T, O, D, DV>), queries, THREADS, (backward_tiles<D, DV>::BYTES),
+                cuda_stream(stream), p, dq, add);
+    CUDA_LAUNCH((tiles_dkv_kernel<T, O, D, DV>), keys, THREADS, (backward_tiles<D, DV>::BYTES),
+                cuda_stream(stream), p, dk, dv, add);
+}
+
+void attention_tiles_backward(const struct stream *stream, const attention &p, enum dtype dtype, void *dq,
+                              void *dk, void *dv, bool grads_are_f32, bool add) {
+    if (grads_are_f32) {
+        BY_TILES(p, dtype, (backward<T, float, D, DV>(stream, p, dq, dk, dv, add)))
+    } else {
+        BY_TILES(p, dtype, (backward<T, T, D, DV>(stream, p, dq, dk, dv, add)))
+    }
+}
