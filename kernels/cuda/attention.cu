@@ -1,64 +1,13 @@
 /* Fused attention for every dtype, head size and window: a warp per query (forward and dq) or per key (dk and
- * dv), 32 scores at a time with a running maximum; scores are never stored. Float32 multiply-adds, no tensor
- * cores. */
-#include "kernels/cuda/philox.cuh"
-#include "kernels/cuda/reduce.cuh"
+ * dv), 32 scores at a time with a running maximum; scores are never stored. Float32 multiply-adds; what
+ * tensor cores can do goes to attention_tiles.cu. */
+#include "kernels/cuda/attention.cuh"
 
 enum {
     WARPS = 4,
     THREADS = 32 * WARPS,
     COLUMNS = 16
 }; /* of a row that one lane can hold: head sizes up to 512 */
-
-struct attention {
-    attention_shape z;
-    attention_window w;
-    const void *q, *k, *v, *d_o, *o;
-    const float *lse, *delta; /* [b, a, q_rows], [b, a, s] */
-    int64_t dv;
-    float scale, keep_scale;
-    uint32_t threshold; /* 0: no dropout */
-    struct rng_key key;
-    bool causal;
-};
-
-static attention attention_of(const attention_shape &shape, const attention_window &window, float scale,
-                              float dropout, const struct rng_key &key, bool causal) {
-    attention p = {};
-    p.z = shape, p.w = attention_window_of(&shape, window);
-    p.dv = shape.dv ? shape.dv : shape.d;
-    p.scale = scale, p.keep_scale = 1.0f / (1.0f - dropout);
-    p.threshold = dropout > 0 ? rng_drop_threshold(dropout) : 0;
-    p.key = key, p.causal = causal;
-    return p;
-}
-
-/* First elements of row i of query head (batch, head), of row j of its keys and values, and of its row of o.
- */
-static __device__ __forceinline__ int64_t q_row(const attention &p, int64_t batch, int64_t head, int64_t i) {
-    return ((batch * p.z.a + head) * p.w.q_rows + i) * p.z.d;
-}
-static __device__ __forceinline__ int64_t k_row(const attention &p, int64_t batch, int64_t group, int64_t j,
-                                                int64_t size) {
-    return ((batch * p.z.g + group) * p.w.k_rows + j) * size;
-}
-static __device__ __forceinline__ int64_t o_row(const attention &p, int64_t batch, int64_t head, int64_t i) {
-    return ((i * p.z.b + batch) * p.z.a + head) * p.dv;
-}
-
-static __device__ __forceinline__ int64_t keys_seen(const attention &p, int64_t i) {
-    const int64_t keys = p.w.first_query + i + 1 - p.w.first_key;
-    return !p.causal ? p.w.keys : keys < 0 ? 0 : keys < p.w.keys ? keys : p.w.keys;
-}
-
-/* 0, or 1 / (1 - dropout). */
-static __device__ __forceinline__ float mask_of(const attention &p, int64_t batch, int64_t head, int64_t i,
-                                                int64_t j) {
-    if (!p.threshold) return 1.0f;
-    const int64_t row = (batch * p.w.heads + p.w.first_head + head) * p.w.seq + p.w.first_query + i;
-    const uint64_t element = (uint64_t)(row * p.w.seq + p.w.first_key + j);
-    return philox_pick(philox(p.key, element / 4), element) >= p.threshold ? p.keep_scale : 0.0f;
-}
 
 template <typename T> static __device__ __forceinline__ float dot(const T *x, const T *y, int64_t n) {
     float sum = 0;
@@ -130,7 +79,9 @@ void cuda_attention_forward(const struct stream *stream, const struct attention_
     CHECK(p.z.d <= 32 * COLUMNS && p.dv <= 32 * COLUMNS, "attention on CUDA has head sizes up to %d",
           32 * COLUMNS);
     p.q = args->q, p.k = args->k, p.v = args->v;
-    if (args->o_is_f32) {
+    if (attention_has_tiles(p, args->dtype)) {
+        attention_tiles_forward(stream, p, args->dtype, args->o, args->o_is_f32, args->lse);
+    } else if (args->o_is_f32) {
         BY_DTYPE(args->dtype, T,
                  CUDA_LAUNCH((attention_forward_kernel<T, float>), blocks, THREADS, 0, cuda_stream(stream), p,
                              args->o, args->lse))
@@ -238,6 +189,11 @@ static void backward(const struct stream *stream, const struct attention_backwar
     const unsigned queries = cuda_blocks(p.z.b * p.z.a * p.z.s, WARPS, 1),
                    keys = cuda_blocks(p.z.b * p.z.g * p.w.keys, WARPS, 1);
     CUDA_LAUNCH(delta_kernel<T>, queries, THREADS, 0, cuda_stream(stream), p, delta);
+    if (attention_has_tiles(p, args->dtype)) {
+        attention_tiles_backward(stream, p, args->dtype, args->dq, args->dk, args->dv, args->grads_are_f32,
+                                 args->accumulate);
+        return;
+    }
     CUDA_LAUNCH((attention_dq_kernel<T, O>), queries, THREADS, 0, cuda_stream(stream), p, args->dq,
                 args->accumulate);
     CUDA_LAUNCH((attention_dkv_kernel<T, O>), keys, THREADS, 0, cuda_stream(stream), p, args->dk, args->dv,

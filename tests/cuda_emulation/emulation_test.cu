@@ -80,6 +80,27 @@ TEST(a_warp_multiplies_matrices) {
     check_mma<f16>();
 }
 
+template <bool TRANSPOSED> static __global__ void ldmatrix_kernel(uint32_t *out) {
+    SHARED(uint16_t, tile, 32 * 8);
+    for (int i = 0; i < 8; i++) tile[threadIdx.x * 8 + i] = (uint16_t)(threadIdx.x * 8 + i);
+    __syncwarp(FULL_WARP);
+    uint32_t x[4];
+    ldmatrix<TRANSPOSED>(x, tile + threadIdx.x * 8);
+    for (int m = 0; m < 4; m++) out[threadIdx.x * 4 + m] = x[m];
+}
+
+TEST(a_warp_loads_matrices_as_they_lie_and_transposed) {
+    uint32_t straight[128], transposed[128];
+    CUDA_LAUNCH(ldmatrix_kernel<false>, 1, 32, 0, nullptr, straight);
+    CUDA_LAUNCH(ldmatrix_kernel<true>, 1, 32, 0, nullptr, transposed);
+    for (int at = 0; at < 128; at++) { /* matrix m holds 64 m + 8 row + column */
+        const uint32_t first = (uint32_t)(at % 4 * 64), row = (uint32_t)(at / 16), pair = at / 4 % 4 * 2;
+        const uint32_t along = first + 8 * row + pair, down = first + 8 * pair + row;
+        EXPECT(straight[at] == (along | (along + 1) << 16), "lane %d holds %x", at / 4, straight[at]);
+        EXPECT(transposed[at] == (down | (down + 8) << 16), "lane %d holds %x", at / 4, transposed[at]);
+    }
+}
+
 static __global__ void poison_kernel(float *out) {
     SHARED_DYNAMIC(float, given);
     SHARED(float, own, 32);
@@ -194,6 +215,6 @@ TEST(mistakes_end_with_a_message_that_names_kernel_and_place) {
 }
 
 RUN_TESTS(CASE(threads_of_a_block_see_what_was_written_before_a_barrier), CASE(lanes_exchange_values),
-          CASE(a_warp_multiplies_matrices),
+          CASE(a_warp_multiplies_matrices), CASE(a_warp_loads_matrices_as_they_lie_and_transposed),
           CASE(shared_memory_is_not_a_number_before_it_is_written_in_every_block),
           CASE(mistakes_end_with_a_message_that_names_kernel_and_place))

@@ -24,3 +24,18 @@ static inline void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32
         }
     }
 }
+
+template <bool TRANSPOSED> static inline void ldmatrix(uint32_t (&x)[4], const void *row) {
+    const unsigned char(*all)[EMULATED_LANE_BYTES] =
+        emulated_warp_meet(EMULATED_PLACE("ldmatrix"), 0xFFFFFFFFu, &row, sizeof(row));
+    const int r = emulated_now.lane / 4, q = 2 * (emulated_now.lane % 4);
+    CHECK((uintptr_t)row % 16 == 0, "ldmatrix of a row that is not aligned to 16 bytes");
+    for (int m = 0; m < 4; m++) {
+        x[m] = 0;
+        for (int i = 0; i < 2; i++) {
+            const uint16_t *from;
+            memcpy(&from, all[8 * m + (TRANSPOSED ? q + i : r)], sizeof(from));
+            x[m] |= (uint32_t)from[TRANSPOSED ? r : q + i] << (16 * i);
+        }
+    }
+}
